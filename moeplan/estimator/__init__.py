@@ -1,0 +1,1 @@
+"""From a table of candidates to memory, time and throughput. NumPy only: no pydantic, no Optuna, no files."""

@@ -1,0 +1,119 @@
+"""The candidate table: every column as few levels and many codes, so that formulas run on distinct values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.int64]
+
+# Above this many code combinations a lookup array costs more than a sort.
+_LOOKUP_LIMIT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: ``levels[codes[i]]`` is the value of row ``i``.
+
+    Attributes:
+        levels: The distinct values, any hashable Python objects.
+        codes: Integers of shape (rows,) into ``levels``.
+    """
+
+    levels: tuple[Any, ...]
+    codes: NDArray[np.integer[Any]]
+
+    @classmethod
+    def constant(cls, value: Any, rows: int) -> Column:
+        """A column of one value (its codes are a broadcast view and take no memory)."""
+        return cls((value,), np.broadcast_to(np.uint8(0), (rows,)))
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Column:
+        """Encode plain values, in order of first appearance."""
+        index: dict[Any, int] = {}
+        codes = np.fromiter((index.setdefault(value, len(index)) for value in values), np.int32, len(values))
+        return cls(tuple(index), codes)
+
+    def numbers(self) -> NDArray[np.float64]:
+        """The values as float64, of shape (rows,); ``None`` becomes NaN."""
+        levels = np.array([np.nan if level is None else float(level) for level in self.levels], np.float64)
+        return np.take(levels, self.codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Candidates by column. Immutable; every operation returns a new table that shares what it can."""
+
+    columns: Mapping[str, Column]
+    rows: int
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Table:
+        """Build a table from one mapping per candidate; all must have the same keys."""
+        names = list(rows[0]) if rows else []
+        return cls({name: Column.of([row[name] for row in rows]) for name in names}, len(rows))
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        """The numbers of a column, of shape (rows,)."""
+        return self.columns[name].numbers()
+
+    def with_columns(self, columns: Mapping[str, Column]) -> Table:
+        """This table with columns added or replaced."""
+        return Table({**self.columns, **columns}, self.rows)
+
+    def take(self, index: NDArray[Any] | slice) -> Table:
+        """The rows at ``index`` (integers, booleans or a slice)."""
+        columns = {name: Column(column.levels, column.codes[index]) for name, column in self.columns.items()}
+        rows = next(iter(columns.values())).codes.shape[0] if columns else 0
+        return Table(columns, rows)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One candidate as plain values."""
+        return {name: column.levels[int(column.codes[index])] for name, column in self.columns.items()}
+
+    def chunks(self, size: int) -> Iterator[Table]:
+        """Successive tables of at most ``size`` rows."""
+        for start in range(0, self.rows, size):
+            yield self.take(slice(start, start + size))
+
+    def distinct(self, names: Iterable[str]) -> tuple[Table, Codes]:
+        """Return the distinct rows over ``names`` and, for every row of this table, the index of its distinct row.
+
+        A mixed-radix code per row replaces sorting: with L levels in all the columns together the cost is one pass
+        over the rows plus one over the codes.
+        """
+        chosen = {name: self.columns[name] for name in names}
+        varying = {name: column for name, column in chosen.items() if len(column.levels) > 1}
+        size = 1
+        for column in varying.values():
+            size *= len(column.levels)
+        if not varying:
+            single = {name: Column(column.levels, column.codes[:1]) for name, column in chosen.items()}
+            return Table(single, min(self.rows, 1)), np.zeros(self.rows, np.int64)
+        code = np.zeros(self.rows, np.int64)
+        for column in varying.values():
+            code *= len(column.levels)
+            code += column.codes
+        if size <= max(_LOOKUP_LIMIT, 4 * self.rows):
+            lookup = np.full(size, -1, np.int64)
+            lookup[code] = 0
+            present = np.flatnonzero(lookup == 0)
+            lookup[present] = np.arange(present.size)
+            inverse = lookup[code]
+        else:
+            present, inverse = np.unique(code, return_inverse=True)
+        columns: dict[str, Column] = {}
+        remainder = present.copy()
+        for name in reversed(list(varying)):
+            base = len(varying[name].levels)
+            columns[name] = Column(varying[name].levels, remainder % base)
+            remainder //= base
+        for name, column in chosen.items():
+            if name not in columns:
+                columns[name] = Column.constant(column.levels[0], present.size)
+        return Table({name: columns[name] for name in chosen}, int(present.size)), inverse
