@@ -60,7 +60,12 @@ class Shard:
     @property
     def sequence_tokens(self) -> Array:
         """Tokens of one micro batch on one rank where sequence parallelism has cut them over ``tp`` too."""
-        return self.tokens / self.tp
+        return self.tokens / np.where(self.value("sp", 1.0) > 0, self.tp, 1.0)
+
+    def value(self, name: str, default: float = 0.0) -> Array:
+        """A further column, or ``default`` for all candidates where the shard does not hold it."""
+        found = self.values.get(name)
+        return np.full(1, default) if found is None else found
 
 
 def unsharded(micro_batch_size: int = 1, sequence_length: int = 1) -> Shard:

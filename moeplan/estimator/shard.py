@@ -1,0 +1,127 @@
+"""From table columns to the shard that operators are asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeplan.estimator.precision import precision
+from moeplan.estimator.table import Table
+from moeplan.operators.base import Array, Shard
+
+# Columns that the per-layer formulas read. Whatever is not named here (gpus, pp, sharding, ...) cannot change what an
+# operator computes, keeps or sends per micro batch, so candidates that differ only there share one evaluation.
+SHARD_COLUMNS: tuple[str, ...] = (
+    "tp",
+    "sp",
+    "cp",
+    "cp_comm",
+    "ep",
+    "etp",
+    "micro_batch_size",
+    "sequence_length",
+    "precision",
+    "recompute",
+    "recompute_modules",
+    "top_k",
+    "dispatcher",
+    "capacity_factor",
+    "load_imbalance",
+    "fused_cross_entropy",
+    "flash_attention",
+    "cuda_graphs",
+    "framework",
+    "offload_modules",
+    "activation_offload_fraction",
+)
+
+RECOMPUTE_MODULES: tuple[str, ...] = (
+    "core_attn",
+    "moe_act",
+    "layernorm",
+    "mla_up_proj",
+    "mlp",
+    "moe",
+    "shared_experts",
+)
+"""Megatron-Core's names (``transformer_config.py``, recompute_modules)."""
+
+DISPATCHERS: tuple[str, ...] = ("alltoall", "allgather", "deepep", "hybridep")
+CP_COMMUNICATIONS: tuple[str, ...] = ("p2p", "a2a", "allgather")
+
+OFFLOAD_MODULES: tuple[str, ...] = (
+    "attn_norm",
+    "qkv_linear",
+    "core_attn",
+    "attn_proj",
+    "mlp_norm",
+    "expert_fc1",
+    "moe_act",
+)
+"""Megatron-Core's names (``transformer_config.py``, offload_modules)."""
+
+
+def of_levels(table: Table, name: str, value: Callable[[Any], float]) -> Array:
+    """A float64 array (rows,) computed once per level of a column."""
+    column = table.columns[name]
+    levels: NDArray[np.float64] = np.array([value(level) for level in column.levels], np.float64)
+    return np.take(levels, column.codes)
+
+
+def shard_of(table: Table) -> Shard:
+    """Build the shard of every row of ``table``, which must hold :data:`SHARD_COLUMNS`; arrays have shape (rows,).
+
+    ``Shard.values`` holds, by name:
+
+    - ``sp``: 1 where sequence parallelism is on (by default wherever ``tp`` > 1);
+    - ``activation_bytes``, ``gemm_input_bytes``, ``parameter_bytes``, ``low_precision``: see
+      :class:`~moeplan.estimator.precision.Precision`;
+    - ``top_k``, ``capacity_factor``: NaN where the model's own or none holds;
+    - ``load_imbalance``: tokens on the fullest expert-parallel rank over the mean;
+    - ``dispatcher.<name>``, ``cp_comm.<name>``: 1 for the one in use;
+    - ``recompute.<module>``: 1 where selective recomputation drops it, ``recompute.full``: 1 under full recomputation;
+    - ``offload.<module>``: the fraction of that module's saved tensors that goes to the host;
+    - ``fused_cross_entropy``, ``flash_attention``, ``cuda_graphs``: 0 or 1;
+    - ``eager``: 1 where layers run Hugging Face's eager code (``fsdp2``, ``deepspeed``) rather than Megatron-Core's.
+    """
+    values: dict[str, Array] = {}
+    tp = table["tp"]
+    values["sp"] = np.where(np.isnan(table["sp"]), tp > 1, table["sp"]) * (tp > 1)
+    for field, name in (
+        ("activation", "activation_bytes"),
+        ("gemm_input", "gemm_input_bytes"),
+        ("parameter", "parameter_bytes"),
+        ("low", "low_precision"),
+    ):
+        values[name] = of_levels(table, "precision", lambda level, field=field: getattr(precision(level), field))
+    for name in ("top_k", "capacity_factor", "load_imbalance"):
+        values[name] = table[name]
+    for name in DISPATCHERS:
+        values[f"dispatcher.{name}"] = of_levels(table, "dispatcher", lambda level, name=name: level == name)
+    for name in CP_COMMUNICATIONS:
+        values[f"cp_comm.{name}"] = of_levels(table, "cp_comm", lambda level, name=name: level == name)
+    selective = of_levels(table, "recompute", lambda level: level == "selective")
+    for module in RECOMPUTE_MODULES:
+        chosen = of_levels(table, "recompute_modules", lambda level, module=module: module in (level or ()))
+        values[f"recompute.{module}"] = selective * chosen
+    values["recompute.full"] = of_levels(table, "recompute", lambda level: level == "full")
+    fraction = table["activation_offload_fraction"]
+    for module in OFFLOAD_MODULES:
+        values[f"offload.{module}"] = fraction * of_levels(
+            table, "offload_modules", lambda level, module=module: module in (level or ())
+        )
+    for name in ("fused_cross_entropy", "flash_attention", "cuda_graphs"):
+        values[name] = table[name]
+    values["eager"] = of_levels(table, "framework", lambda level: level != "megatron")
+    return Shard(
+        tp=tp,
+        cp=table["cp"],
+        ep=table["ep"],
+        etp=table["etp"],
+        micro_batch_size=table["micro_batch_size"],
+        sequence_length=table["sequence_length"],
+        values=values,
+    )
