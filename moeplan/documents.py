@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SIZE_LIMIT_BYTES = 8 * 2**20
 # Values of a document once its YAML aliases are written out: past this it is a bomb ("billion laughs"), not a plan.
 VALUE_LIMIT = 1_000_000
+DEPTH_LIMIT = 100
 PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null"))
 
 
@@ -155,6 +156,7 @@ def _parse_yaml(text: str, where: str) -> Any:
 
     loader = None
     try:
+        _check_depth(text, where)
         loader = _loader_class()(text)
         node = loader.get_single_node()
         if node is None:
@@ -210,6 +212,20 @@ def _loader_class() -> Any:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(pattern), initials)
     Loader.add_constructor("tag:yaml.org,2002:int", integer)
     return Loader
+
+
+def _check_depth(text: str, where: str) -> None:
+    """Refuse deep nesting before anything recurses over it: libyaml's composer would overflow the C stack."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=_loader_class()):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEPTH_LIMIT:
+                raise PlanError(where, f"is nested more than {DEPTH_LIMIT} deep", "flatten it")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _check_nodes(root: Any, where: str) -> None:
