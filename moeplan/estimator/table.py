@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 Codes = NDArray[np.int64]
 
-# Above this many code combinations a lookup array costs more than a sort.
-_LOOKUP_LIMIT = 1 << 24
+# A lookup array of up to this many entries, or this many per row, costs less than sorting the rows (measured).
+_LOOKUP_FLOOR = 1 << 16
+_LOOKUP_PER_ROW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,23 @@ class Column:
         codes = np.fromiter((index.setdefault(value, len(index)) for value in values), np.int32, len(values))
         return cls(tuple(index), codes)
 
+    def compact(self) -> Column:
+        """This column without the levels that no row has."""
+        used = np.flatnonzero(np.bincount(self.codes, minlength=len(self.levels)))
+        if used.size == len(self.levels):
+            return self
+        renumbered = np.zeros(len(self.levels), np.int64)
+        renumbered[used] = np.arange(used.size)
+        return Column(tuple(self.levels[code] for code in used), renumbered[self.codes])
+
     def numbers(self) -> NDArray[np.float64]:
         """The values as float64, of shape (rows,); ``None`` becomes NaN."""
         levels = np.array([np.nan if level is None else float(level) for level in self.levels], np.float64)
         return np.take(levels, self.codes)
+
+
+def _combinations(columns: Mapping[str, Column]) -> int:
+    return math.prod(len(column.levels) for column in columns.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +104,11 @@ class Table:
         """
         chosen = {name: self.columns[name] for name in names}
         varying = {name: column for name, column in chosen.items() if len(column.levels) > 1}
-        size = 1
-        for column in varying.values():
-            size *= len(column.levels)
+        if _combinations(varying) > max(_LOOKUP_FLOOR, self.rows):
+            # Levels that no row uses only make the lookup larger.
+            varying = {name: column.compact() for name, column in varying.items()}
+            chosen |= varying
+            varying = {name: column for name, column in varying.items() if len(column.levels) > 1}
         if not varying:
             single = {name: Column(column.levels, column.codes[:1]) for name, column in chosen.items()}
             return Table(single, min(self.rows, 1)), np.zeros(self.rows, np.int64)
@@ -99,10 +116,11 @@ class Table:
         for column in varying.values():
             code *= len(column.levels)
             code += column.codes
-        if size <= max(_LOOKUP_LIMIT, 4 * self.rows):
-            lookup = np.full(size, -1, np.int64)
-            lookup[code] = 0
-            present = np.flatnonzero(lookup == 0)
+        size = _combinations(varying)
+        if size <= max(_LOOKUP_FLOOR, _LOOKUP_PER_ROW * self.rows):
+            lookup = np.zeros(size, np.int64)
+            lookup[code] = 1
+            present = np.flatnonzero(lookup)
             lookup[present] = np.arange(present.size)
             inverse = lookup[code]
         else:
