@@ -94,13 +94,13 @@ class Parallel(Section):
 class Optimizer(Section):
     """Optimizer and where its state lives."""
 
-    name: Literal["adam", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "muon", "lion"] = "adam"
     """Update rule."""
     sharding: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO stage: 0 replicated, 1 optimizer state, 2 and gradients, 3 and parameters."""
     state_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = "fp32"
     """Type of the moments."""
-    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
+    gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type in which gradients accumulate and are reduced."""
     offload_fraction: Fraction = 0.0
     """Part of the optimizer state kept in host memory."""
