@@ -94,6 +94,9 @@ def explain_validation(error: ValidationError, where: str, model: type[BaseModel
         fallback = f"known keys: {', '.join(sorted(known))}" if known else "remove it"
         return PlanError(where, f"unknown key {key!r}", nearest(str(location[-1]), known, fallback))
     if kind == "missing":
+        missing = [".".join(map(str, detail["loc"])) for detail in details if detail["type"] == "missing"]
+        if len(missing) > 1:
+            return PlanError(where, f"keys {', '.join(missing)} are missing", "add them")
         return PlanError(where, f"key {key!r} is missing", "add it")
     raised = context.get("error")
     if isinstance(raised, PlanError):
@@ -105,6 +108,8 @@ def explain_validation(error: ValidationError, where: str, model: type[BaseModel
         names = re.findall(r"'([^']*)'", expected)
         return PlanError(where, f"{key} is {_shown(value)}", nearest(str(value), names, f"choose {expected}"))
     message = first["msg"].replace("Input should be", "must be")
+    message = re.sub(r"a valid (?:dictionary|mapping)( or (?:an )?instance of \w+)?", "a mapping", message)
+    message = re.sub(r"a valid (?:tuple|list|set)\b", "a list", message)
     if not message.startswith("must"):
         message = f"is refused: {message}"
     return PlanError(where, f"{key} {message}, not {_shown(value)}")
