@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from moeplan.operators.base import Shard, Weight, matrix, vector
+from moeplan.operators.work import Work, attention_core, column_parallel, dense, elementwise, row_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,27 @@ class Attention:
             found.append(vector("qk_layernorm", "norms", heads * self.head_dim + kv_heads * self.head_dim))
         return found
 
+    def work(self, shard: Shard) -> list[Work]:
+        """Projections, rotary embedding, attention over the local heads, and what parallelism sends."""
+        heads = self.heads / shard.tp
+        kv_heads = np.maximum(self.kv_heads / shard.tp, 1.0)
+        queries = heads * self.head_dim * (2 if self.output_gate else 1)
+        keys_values = kv_heads * (self.head_dim + self.v_head_dim)
+        tokens = shard.tokens
+        rotated = tokens * (heads + kv_heads) * self.head_dim
+        found: list[Work] = [
+            *column_parallel("linear_qkv", shard, self.hidden),
+            dense("linear_qkv", tokens, queries + keys_values, self.hidden),
+            elementwise("rotary", rotated, shard, (2.0, 2.0), 2.0),
+            *attention_core(shard, heads, kv_heads, self.head_dim, self.v_head_dim, self.window),
+        ]
+        if self.qk_norm is not None:
+            found.append(elementwise("qk_layernorm", rotated, shard, (2.0, 3.0), 2.0))
+        if self.output_gate:
+            found.append(elementwise("output_gate", tokens * heads * self.v_head_dim, shard, (3.0, 5.0), 2.0))
+        found.append(dense("linear_proj", tokens, self.hidden, heads * self.v_head_dim))
+        return found + list(row_parallel("linear_proj", shard, self.hidden))
+
 
 @dataclass(frozen=True, slots=True)
 class LatentAttention:
@@ -114,3 +136,34 @@ class LatentAttention:
             found.append(vector("linear_kv_down_proj.bias", "attention", self.kv_lora_rank + self.qk_rope_head_dim))
             found.append(vector("linear_proj.bias", "attention", self.hidden))
         return found
+
+    def work(self, shard: Shard) -> list[Work]:
+        """Compression on the rank's share of the sequence, expansion and attention over the local heads."""
+        heads = self.heads / shard.tp
+        qk_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        tokens, local = shard.tokens, shard.sequence_tokens
+        up = ("mla_up_proj",)
+        found: list[Work] = []
+        if self.q_lora_rank is None:
+            found += column_parallel("linear_q_proj", shard, self.hidden)
+            found.append(dense("linear_q_proj", tokens, heads * qk_dim, self.hidden))
+        else:
+            found += [
+                dense("linear_q_down_proj", local, self.q_lora_rank, self.hidden),
+                elementwise("q_layernorm", local * self.q_lora_rank, shard, (2.0, 3.0)),
+                *column_parallel("linear_q_up_proj", shard, self.q_lora_rank, up),
+                dense("linear_q_up_proj", tokens, heads * qk_dim, self.q_lora_rank, replay=up),
+            ]
+        expanded = heads * (self.qk_nope_head_dim + self.v_head_dim)
+        compressed = self.kv_lora_rank + self.qk_rope_head_dim
+        found += [
+            dense("linear_kv_down_proj", local, compressed, self.hidden),
+            elementwise("kv_layernorm", local * self.kv_lora_rank, shard, (2.0, 3.0)),
+            *column_parallel("linear_kv_up_proj", shard, compressed, up),
+            dense("linear_kv_up_proj", tokens, expanded, self.kv_lora_rank, replay=up),
+            # Queries and keys are rotated and assembled from their two parts (fused_mla_rope in Megatron-Core).
+            elementwise("rotary", tokens * heads * 2 * qk_dim, shard, (2.0, 2.0), 2.0, up),
+            *attention_core(shard, heads, heads, qk_dim, self.v_head_dim, None),
+            dense("linear_proj", tokens, self.hidden, heads * self.v_head_dim),
+        ]
+        return found + list(row_parallel("linear_proj", shard, self.hidden))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moeplan.operators.base import Shard, Weight, matrix, vector
+from moeplan.operators.work import Traffic, Work, column_parallel, dense, elementwise, row_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,13 @@ class Embedding:
         if self.positions:
             found.append(vector("position_embeddings", "embedding", self.positions * self.hidden))
         return found
+
+    def work(self, shard: Shard) -> list[Work]:
+        """A gather of rows forward, a scattered addition backward, and the scatter over sequence-parallel ranks."""
+        return [
+            elementwise("embedding", shard.tokens * self.hidden, shard, (2.0, 3.0), 3.0),
+            *row_parallel("embedding", shard, self.hidden),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,24 @@ class Head:
             found.append(vector("output_layer.bias", "lm_head", rows))
         return found
 
+    def work(self, shard: Shard) -> list[Work]:
+        """The projection in 16 bits and the cross entropy.
+
+        Accesses per logit: fused, one 16-bit read and the gradient written in its place, with the maximum and the sum
+        kept in fp32 (Transformer Engine ``cross_entropy.py``); unfused, the fp32 copy is written, read for maximum,
+        exponential and sum, and its gradient computed and cast back (Megatron-LM
+        ``megatron/core/tensor_parallel/cross_entropy.py``).
+        """
+        logits = shard.tokens * self.vocabulary / shard.tp
+        fused = shard.value("fused_cross_entropy", 1.0)
+        forward = logits * np.where(fused > 0, 8.0, 30.0)
+        backward = logits * np.where(fused > 0, 4.0, 14.0)
+        return [
+            *column_parallel("output_layer", shard, self.hidden),
+            dense("output_layer", shard.tokens, self.vocabulary / shard.tp, self.hidden, quantized=False),
+            Traffic("cross_entropy", forward, backward, 6.0, "loss"),
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenPredictionProjection:
@@ -73,4 +101,14 @@ class TokenPredictionProjection:
             matrix("eh_proj", "other", self.hidden / shard.tp, 2 * self.hidden),
             vector("enorm", "norms", self.hidden),
             vector("hnorm", "norms", self.hidden),
+        ]
+
+    def work(self, shard: Shard) -> list[Work]:
+        """Two norms, the concatenation, and the projection back to the hidden size."""
+        tokens = shard.sequence_tokens * self.hidden
+        return [
+            elementwise("mtp.norms", 2 * tokens, shard, (4.0, 5.0), 4.0),
+            *column_parallel("eh_proj", shard, 2 * self.hidden),
+            dense("eh_proj", shard.tokens, self.hidden / shard.tp, 2 * self.hidden),
+            *row_parallel("eh_proj", shard, self.hidden),
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moeplan.operators.base import Component, Shard, Weight, matrix, vector
+from moeplan.operators.work import Work, column_parallel, dense, elementwise, row_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,19 @@ class DenseMLP:
             found.append(vector("linear_fc1.bias", self.component, rows))
             found.append(vector("linear_fc2.bias", self.component, self.hidden))
         return found
+
+    def work(self, shard: Shard) -> list[Work]:
+        """Two projections around the activation, and what tensor parallelism sends."""
+        ffn = self.ffn / shard.tp
+        tokens = shard.tokens
+        replay = ("shared_experts", "moe") if self.component == "shared_experts" else ("mlp",)
+        name = "shared_experts" if self.component == "shared_experts" else "mlp"
+        # SwiGLU reads two inputs and writes one output; its backward reads three and writes two.
+        accesses = (3.0, 5.0) if self.gated else (2.0, 3.0)
+        return [
+            *column_parallel(f"{name}.linear_fc1", shard, self.hidden, replay),
+            dense(f"{name}.linear_fc1", tokens, ffn * (2 if self.gated else 1), self.hidden, replay=replay),
+            elementwise(f"{name}.activation", tokens * ffn, shard, accesses, replay=replay),
+            dense(f"{name}.linear_fc2", tokens, self.hidden, ffn, replay=replay),
+            *row_parallel(f"{name}.linear_fc2", shard, self.hidden, replay),
+        ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from moeplan.operators.base import Array, Shard, Weight, matrix, vector
 from moeplan.operators.mlp import DenseMLP
+from moeplan.operators.work import Collective, Gemm, Traffic, Work, dense, elementwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +83,83 @@ class MoE:
             if self.shared_gate:
                 found.append(matrix("shared_experts.gate", "shared_experts", 1, self.hidden))
         return found
+
+    def work(self, shard: Shard) -> list[Work]:
+        """Routing, exchange, grouped expert GEMMs on the fullest rank, and the shared experts."""
+        found = self._routing(shard) + self._exchange(shard) + self._experts(shard)
+        if self.shared is not None:
+            found += self.shared.work(shard)
+        return found
+
+    def chosen(self, shard: Shard) -> Array:
+        """Routed experts per token that do arithmetic: the candidate's own ``top_k`` or the model's."""
+        declared = shard.value("top_k", np.nan)
+        top_k = np.where(np.isnan(declared), float(self.top_k), declared)
+        # Identity experts take their share of the choices and compute nothing.
+        return top_k * self.experts / self.router_width
+
+    def fullest(self, shard: Shard) -> Array:
+        """Tokens on the fullest expert-parallel rank over the mean; a capacity factor drops what is above it."""
+        capacity = shard.value("capacity_factor", np.nan)
+        imbalance = np.maximum(shard.value("load_imbalance", 1.0), 1.0)
+        return np.where(np.isnan(capacity), imbalance, np.minimum(imbalance, capacity))
+
+    def received(self, shard: Shard) -> Array:
+        """Token copies that the fullest rank's experts process in one micro batch."""
+        return shard.sequence_tokens * self.chosen(shard) * shard.etp * self.fullest(shard)
+
+    def _routing(self, shard: Shard) -> list[Work]:
+        """Router in 16 bits, scores in fp32, and the movement of rows into expert order and back."""
+        tokens = shard.sequence_tokens
+        width = float(self.expert_input or self.hidden)
+        copies = tokens * self.chosen(shard) * self.fullest(shard)
+        rows = (tokens + copies) * width * shard.value("activation_bytes", 2.0)
+        scores = tokens * self.router_width * 4.0
+        # After the exchange, rows of several local experts are sorted by expert and sorted back; the fused kernels of
+        # DeepEP and HybridEP write them in place (Megatron-LM moe/token_dispatcher.py, moe/fused_a2a.py).
+        fused = shard.value("dispatcher.deepep") + shard.value("dispatcher.hybridep")
+        sorting = (self.local_experts(shard) > 1) & (shard.ep > 1) & (fused == 0)
+        sorted_rows = np.where(sorting, 4.0 * self.received(shard) * width * shard.value("activation_bytes", 2.0), 0.0)
+        moved = np.where(fused > 0, rows, 2.0 * rows)
+        moe = ("moe",)
+        return [
+            dense("router", tokens, self.router_width, self.hidden, quantized=False, replay=moe),
+            Traffic("router.scores", 8.0 * scores, 6.0 * scores, 12.0, replay=moe),
+            Traffic("permute", moved + sorted_rows, moved + sorted_rows, 6.0, "permute", replay=moe),
+        ]
+
+    def _exchange(self, shard: Shard) -> list[Work]:
+        """Dispatch and combine between expert ranks; the fullest rank's traffic sets the pace."""
+        width = float(self.expert_input or self.hidden)
+        tokens = shard.sequence_tokens
+        size = shard.value("activation_bytes", 2.0)
+        everyone = shard.value("dispatcher.allgather")
+        sent = tokens * self.chosen(shard) * self.fullest(shard) * width * size * (1 - everyone)
+        gathered = tokens * shard.ep * width * size * everyone
+        spread = self.received(shard) * width * size * (shard.etp > 1)
+        copies = self.chosen(shard)
+        load = self.fullest(shard)
+        moe = ("moe",)
+        return [
+            Collective("dispatch", "dispatch", "ep", sent, tokens=tokens * load, copies=copies, replay=moe),
+            Collective("combine", "dispatch", "ep", sent, tokens=tokens * load, copies=copies, replay=moe),
+            Collective("dispatch.gather", "all_gather", "ep", gathered, replay=moe),
+            Collective("combine.scatter", "reduce_scatter", "ep", gathered, replay=moe),
+            Collective("experts.gather", "all_gather", "etp", spread, replay=moe),
+            Collective("experts.scatter", "reduce_scatter", "etp", spread, replay=moe),
+        ]
+
+    def _experts(self, shard: Shard) -> list[Work]:
+        """Grouped GEMMs over the local experts and the activation between them."""
+        width = float(self.expert_input or self.hidden)
+        ffn = self.expert_ffn / shard.etp
+        groups = self.local_experts(shard)
+        received = self.received(shard)
+        per_expert = received / groups
+        accesses = (3.0, 5.0) if self.gated else (2.0, 3.0)
+        rows = ffn * (2 if self.gated else 1)
+        return [
+            Gemm("experts.linear_fc1", per_expert, rows, width * np.ones(1), groups, grouped=True, replay=("moe",)),
+            elementwise("experts.activation", received * ffn, shard, accesses, replay=("moe", "moe_act")),
+            Gemm("experts.linear_fc2", per_expert, width * np.ones(1), ffn, groups, grouped=True, replay=("moe",)),
+        ]
