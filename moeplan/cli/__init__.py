@@ -1,0 +1,15 @@
+"""The command line: a thin skin over the Python API, one module per command, imported when the command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``moeplan`` and leave the process with the status of the contract (0, 1, 2, 3, 4 or 130)."""
+    from moeplan.cli.app import run
+
+    raise SystemExit(run(arguments))

@@ -6,7 +6,16 @@ Every other room reads a plan either as this document or as its flat row (:meth:
 
 from __future__ import annotations
 
-from moeplan.plan.document import Plan, default_global_batch_size, load_plan
+from moeplan.plan.document import (
+    COLUMN_KEYS,
+    TOP_KEYS,
+    Plan,
+    default_global_batch_size,
+    load_plan,
+    plan_inside,
+    read_plan_document,
+    validate_plan,
+)
 from moeplan.plan.sections import (
     OFFLOAD_MODULES,
     RECOMPUTE_MODULES,
@@ -23,8 +32,10 @@ from moeplan.plan.sections import (
 )
 
 __all__ = [
+    "COLUMN_KEYS",
     "OFFLOAD_MODULES",
     "RECOMPUTE_MODULES",
+    "TOP_KEYS",
     "ActivationOffload",
     "Batch",
     "Hardware",
@@ -38,4 +49,7 @@ __all__ = [
     "Section",
     "default_global_batch_size",
     "load_plan",
+    "plan_inside",
+    "read_plan_document",
+    "validate_plan",
 ]

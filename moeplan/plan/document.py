@@ -29,7 +29,6 @@ from moeplan.plan.sections import (
 
 if TYPE_CHECKING:
     from moeplan.hardware import GPU
-
     from moeplan.model.architecture import Architecture
 
 # A global batch that the plan leaves open is the smallest power of two of sequences per GPU with at least this many
@@ -135,8 +134,8 @@ class Plan(Section):
         Raises:
             PlanError: When ``gpus_per_node`` is left to a catalog that does not know the GPU.
         """
-        row = {column: getattr(getattr(self, section), key) for column, (section, key) in _SECTION_KEYS.items()}
-        row |= {name: getattr(self, name) for name in _TOP_KEYS}
+        row = {column: getattr(getattr(self, section), key) for column, (section, key) in COLUMN_KEYS.items()}
+        row |= {name: getattr(self, name) for name in TOP_KEYS}
         row["gpus_per_node"] = self.gpus_per_node
         return {name: row[name] for name in DEFAULTS}
 
@@ -148,10 +147,10 @@ class Plan(Section):
         """
         updates: dict[str, Any] = {}
         for column, value in row.items():
-            if column in _SECTION_KEYS:
-                section, key = _SECTION_KEYS[column]
+            if column in COLUMN_KEYS:
+                section, key = COLUMN_KEYS[column]
                 updates[f"{section}.{key}"] = value
-            elif column in _TOP_KEYS:
+            elif column in TOP_KEYS:
                 updates[column] = value
             else:
                 raise PlanError(column, "no such column of a candidate", "use a name of columns.DEFAULTS")
@@ -169,7 +168,7 @@ class Plan(Section):
                 document[section][key] = value
             else:
                 document[name] = value
-        changed = _validated(document, "plan")
+        changed = validate_plan(document, "plan")
         # What was loaded stays valid as long as the reference is the same.
         for cached, same in (
             ("loaded_architecture", changed.model == self.model),
@@ -192,7 +191,7 @@ class Plan(Section):
 
 
 # Column of a candidate -> (section, key) of the plan, where the column is not a top-level key of its own name.
-_SECTION_KEYS: dict[str, tuple[str, str]] = {
+COLUMN_KEYS: dict[str, tuple[str, str]] = {
     "optimizer": ("optimizer", "name"),
     "recompute": ("recompute", "granularity"),
     "recompute_modules": ("recompute", "modules"),
@@ -215,7 +214,7 @@ _SECTION_KEYS: dict[str, tuple[str, str]] = {
         if key not in ("gpu", "name")
     },
 }
-_TOP_KEYS = ("precision", "mtp_layers", "framework")
+TOP_KEYS = ("precision", "mtp_layers", "framework")
 
 
 def default_global_batch_size(gpus: int, sequence_length: int, micro_batch_size: int = 1) -> int:
@@ -241,16 +240,36 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
     if isinstance(source, Plan):
         return source
     if isinstance(source, Mapping):
-        return _validated(dict(source), "plan")
+        return validate_plan(dict(source), "plan")
+    return validate_plan(read_plan_document(Path(source)), str(source))
+
+
+def read_plan_document(path: Path) -> dict[str, Any]:
+    """The mapping that a plan file holds, not validated; references to files beside it are resolved.
+
+    The answer of ``estimate --json`` or ``search --json`` is read as the (best) plan inside it.
+
+    Raises:
+        PlanError: When the file cannot be read or holds no mapping.
+    """
     from moeplan.documents import read_mapping
 
-    path = Path(source)
-    document = dict(read_mapping(path))
-    document["model"] = _beside(document.get("model"), path.parent)
+    document = plan_inside(read_mapping(path))
+    if "model" in document:
+        document["model"] = _beside(document["model"], path.parent)
     hardware = document.get("hardware")
     if isinstance(hardware, Mapping):
         document["hardware"] = {**hardware, "gpu": _beside(hardware.get("gpu"), path.parent)}
-    return _validated({key: value for key, value in document.items() if value is not None}, str(path))
+    return document
+
+
+def plan_inside(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of an answer (``best``, ``plan``), or the mapping itself."""
+    for wrapper in ("best", "plan"):
+        inner = document.get(wrapper)
+        if isinstance(inner, Mapping):
+            document = inner
+    return dict(document)
 
 
 def _beside(reference: Any, folder: Path) -> Any:
@@ -261,7 +280,8 @@ def _beside(reference: Any, folder: Path) -> Any:
     return str(beside) if len(reference) < 4096 and beside.exists() else reference
 
 
-def _validated(document: Mapping[str, Any], where: str) -> Plan:
+def validate_plan(document: Mapping[str, Any], where: str = "plan") -> Plan:
+    """Make a plan of a mapping; ``where`` names it in messages (raises PlanError)."""
     try:
         return Plan.model_validate(document)
     except ValidationError as error:
