@@ -1,7 +1,7 @@
 """The one structured line by which a launch file carries what its framework's own words cannot say.
 
-A launch file is read back from its own words first (the flags, the TOML keys, ...), so that an edited file is read as it
-now stands. What those words cannot say about the plan stands in one comment line, JSON after :data:`MARK`:
+A launch file is read back from its own words first (the flags, the TOML keys, ...), so that an edited file is read as
+it now stands. What those words cannot say about the plan stands in one comment line, JSON after :data:`MARK`:
 
 - ``plan``: dotted key -> value, for keys that the words do not give, or give differently (the model's name, the GPU,
   load imbalance, ...). They are set after the words are read.
@@ -12,8 +12,8 @@ now stands. What those words cannot say about the plan stands in one comment lin
 longer describe the same architecture.
 
 The reader's rule in one line: ``values = words; for k, v in open: values[k] = None if values.get(k) == v;
-values |= plan``. In JSON documents (DeepSpeed) the same two mappings lie under the top-level key ``moeplan``, which also
-holds the heading; in Python and shell and YAML and TOML they follow :data:`MARK`.
+values |= plan``. In JSON documents (DeepSpeed) the same two mappings lie under the top-level key ``moeplan``, which
+also holds the heading; in Python and shell and YAML and TOML they follow :data:`MARK`.
 """
 
 from __future__ import annotations
