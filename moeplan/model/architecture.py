@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
+from moeplan.model.details import ModelDetails
 from moeplan.operators.attention import Attention, LatentAttention
 from moeplan.operators.base import COMPONENTS, Component, Shard, Weight, unsharded
+from moeplan.operators.counted import CountedExperts
 from moeplan.operators.embedding import Embedding, Head, TokenPredictionProjection
+from moeplan.operators.mixer import Mixer
 from moeplan.operators.mlp import DenseMLP
 from moeplan.operators.moe import MoE
 from moeplan.operators.norm import Norm
 
-Operator: TypeAlias = Attention | LatentAttention | DenseMLP | MoE | Norm | Embedding | Head | TokenPredictionProjection
+Operator: TypeAlias = (
+    Attention
+    | LatentAttention
+    | Mixer
+    | DenseMLP
+    | MoE
+    | CountedExperts
+    | Norm
+    | Embedding
+    | Head
+    | TokenPredictionProjection
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class Architecture:
         mtp_layer: One multi-token-prediction depth (projection, norms and a whole layer), or None.
         mtp_layers: The model's own number of such depths.
         max_sequence_length: ``max_position_embeddings``, or None when unknown.
+        details: What launch files need beside the shapes.
     """
 
     name: str
@@ -62,6 +77,7 @@ class Architecture:
     mtp_layer: Layer | None = None
     mtp_layers: int = 0
     max_sequence_length: int | None = None
+    details: ModelDetails = field(default_factory=ModelDetails)
 
     @cached_property
     def kinds(self) -> tuple[Layer, ...]:
@@ -101,12 +117,11 @@ class Architecture:
     def active_parameters(self, top_k: int | None = None) -> int:
         """Parameters that one token meets: all but the routed experts, and ``top_k`` experts of each MoE layer."""
         inactive = 0.0
-        for layer in self.layers:
-            moe = layer.moe
-            if moe is None:
-                continue
-            routed = sum(float(w.elements[0]) for w in moe.weights(unsharded()) if w.component == "routed_experts")
-            inactive += routed * (1 - min(top_k or moe.top_k, moe.experts) / moe.experts)
+        for layer, repeats in Counter(self.layers).items():
+            for operator in layer.operators:
+                if isinstance(operator, MoE | CountedExperts):
+                    routed = _by_component(operator.weights(unsharded()))["routed_experts"]
+                    inactive += repeats * routed * (1 - operator.active_share(top_k))
         return self.total_parameters - round(inactive)
 
     @property

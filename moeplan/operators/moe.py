@@ -51,6 +51,10 @@ class MoE:
         """Logits per token."""
         return self.experts + self.identity_experts
 
+    def active_share(self, top_k: int | None = None) -> float:
+        """Share of the routed parameters that one token meets; an expectation where some experts are identity."""
+        return min((top_k or self.top_k) / self.router_width, 1.0)
+
     def local_experts(self, shard: Shard) -> Array:
         """Routed experts held by one rank."""
         return self.experts / shard.ep

@@ -1,0 +1,151 @@
+"""From whatever names a model to an :class:`Architecture`: a catalog name, a configuration on disk, or a mapping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moeplan.errors import PlanError, nearest
+from moeplan.model import catalog, counted, document
+from moeplan.model.architecture import Architecture
+from moeplan.model.families import FAMILIES
+from moeplan.model.fields import Fields
+from moeplan.model.harmless import HARMLESS, REFUSED_ANY, REFUSED_TRUE
+
+_LARGEST_FILE_BYTES = 16 * 2**20
+"""A configuration is a few kB; a file beyond this is something else, such as weights."""
+
+
+def load_model(reference: str | Path | Mapping[str, Any]) -> Architecture:
+    """Read a model.
+
+    Args:
+        reference: A catalog name or alias; the path of a Hugging Face ``config.json`` or of a folder that holds one; or
+            a mapping: a Hugging Face configuration, moeplan's architecture document (``document.py``), or a counted
+            model.
+
+    Returns:
+        The architecture, named after the reference.
+
+    Raises:
+        PlanError: Nothing by that name, unreadable, malformed, or an architecture that is not understood.
+    """
+    if isinstance(reference, Mapping):
+        return read_mapping(reference, "model")
+    mapping, name = _find(reference)
+    architecture = read_mapping(mapping, str(reference))
+    return replace(architecture, name=name)
+
+
+def load_model_config(reference: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The raw mapping behind a reference, as it stands.
+
+    Raises:
+        PlanError: Nothing by that name, unreadable or malformed.
+    """
+    return dict(reference) if isinstance(reference, Mapping) else _find(reference)[0]
+
+
+def read_mapping(mapping: Mapping[str, Any], where: str) -> Architecture:
+    """Read a mapping of any of the three forms.
+
+    Raises:
+        PlanError: What the mapping says is not understood.
+    """
+    if "architecture" in mapping and "model_type" not in mapping:
+        return document.read_document(mapping, where)
+    if counted.MARK in mapping:
+        return counted.read_counted(mapping, where)
+    return read_hugging_face(mapping, where)
+
+
+def read_hugging_face(mapping: Mapping[str, Any], where: str) -> Architecture:
+    """Read a Hugging Face configuration of a decoder; of a multimodal one only if its text model is asked for.
+
+    Raises:
+        PlanError: The family is unknown, or a key that may change shapes is not understood.
+    """
+    fields = Fields(mapping, where)
+    model_type = fields.text("model_type", default=None)
+    if model_type is None:
+        raise PlanError(
+            where,
+            "model_type is missing",
+            "give a Hugging Face config.json, an architecture document (architecture: decoder), or a counted model",
+        )
+    reader = FAMILIES.get(model_type)
+    if reader is None:
+        remedy = nearest(model_type, FAMILIES, f"{len(FAMILIES)} families are known, e.g. mixtral, deepseek_v3, llama")
+        raise fields.error("model_type", f"{model_type!r} is not an architecture that moeplan understands", remedy)
+    for key in REFUSED_TRUE:
+        if fields.raw(key, default=False) is not False:
+            raise fields.error(key, "only decoders without cross-attention are understood", "remove it")
+    for key in REFUSED_ANY:
+        if fields.raw(key, default=None):
+            raise fields.error(key, "is not understood", "remove it if the model's weights do not depend on it")
+    architecture = reader(fields)
+    unread = fields.unread(HARMLESS)
+    if unread:
+        key = unread[0]
+        raise fields.error(
+            key,
+            f"{mapping[key]!r} may change the model's shape and is not understood for {model_type}",
+            nearest(key, fields.read, "remove it if the model's weights do not depend on it"),
+        )
+    return replace(architecture, name=str(mapping.get("name") or model_type), family=model_type)
+
+
+def _find(reference: str | Path) -> tuple[dict[str, Any], str]:
+    text = str(reference)
+    if not text.strip():
+        raise PlanError("model", "the name is empty", "see `moeplan models`")
+    name = catalog.resolve(text)
+    if name is not None:
+        return catalog.load(name), name
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            return _read_file(path / "config.json"), path.resolve().name
+        if path.exists():
+            return _read_file(path), (
+                path.parent if path.name == "config.json" else path.with_suffix("")
+            ).resolve().name
+    except (OSError, ValueError) as error:
+        raise PlanError(text[:200], f"cannot be read ({error})") from error
+    remedy = nearest(text, catalog.model_names(), "see `moeplan models`, or give the path of a config.json")
+    raise PlanError(text[:200], "no such model in the catalog and no such file", remedy)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        if not path.exists():
+            raise PlanError(str(path), "there is no such file", "give a folder that holds a config.json")
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
+            raise PlanError(str(path), "is too large for a configuration", "give a config.json")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PlanError(str(path), "is not text in UTF-8", "give a config.json") from error
+    except OSError as error:
+        raise PlanError(str(path), f"cannot be read ({error.strerror or error})") from error
+    return _parse(text, path)
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise PlanError(str(path), f"is not valid YAML ({error})") from error
+    else:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(str(path), f"is not valid JSON ({error})", "give a config.json") from error
+    if not isinstance(value, dict):
+        raise PlanError(str(path), "does not hold a mapping", "give a config.json")
+    return value
