@@ -75,6 +75,13 @@ def write_text_atomically(
         ) from None
 
 
+def yaml_text(mapping: Mapping[str, Any]) -> str:
+    """Write plain values as YAML that ``parse_mapping``, like any reader of YAML 1.1 or 1.2, reads back equal."""
+    import yaml
+
+    return yaml.dump(dict(mapping), Dumper=_dumper_class(), sort_keys=False, width=120)
+
+
 def explain_validation(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> PlanError:
     """Turn pydantic's first error into our one-line message, with the path of the key at fault.
 
@@ -188,6 +195,34 @@ def _refuse_yaml(where: str, problem: str, mark: Any) -> NoReturn:
     raise PlanError(where, f"is not YAML: {problem}{place}", "correct it there") from None
 
 
+def _scalars() -> dict[str, tuple[re.Pattern[str], list[str]]]:
+    """Pattern and first characters of each scalar that is not text."""
+    number = r"[0-9][0-9_]*"
+    real = rf"[-+]?(?:{number}(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+    special = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+    return {
+        "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+        "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+        "int": (re.compile(rf"^[-+]?{number}$"), list("-+0123456789")),
+        "float": (re.compile(rf"^(?:{real}|{special})$"), list("-+0123456789.")),
+        "merge": (re.compile(r"^<<$"), ["<"]),
+    }
+
+
+@functools.cache
+def _dumper_class() -> Any:
+    """A safe dumper that quotes text which YAML 1.1 or 1.2 would read as something else."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    for name, (pattern, initials) in _scalars().items():
+        Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{name}", pattern, initials)
+    return Dumper
+
+
 @functools.cache
 def _loader_class() -> Any:
     """A safe loader with the scalars of YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema).
@@ -202,19 +237,8 @@ def _loader_class() -> Any:
     def integer(loader: Any, node: Any) -> int:
         return int(loader.construct_scalar(node).replace("_", ""), 10)
 
-    number = r"[0-9][0-9_]*"
-    resolvers = {
-        "null": (r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-        "bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-        "int": (rf"^[-+]?{number}$", list("-+0123456789")),
-        "float": (
-            rf"^(?:[-+]?(?:{number}(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-            list("-+0123456789."),
-        ),
-        "merge": (r"^<<$", ["<"]),
-    }
-    for name, (pattern, initials) in resolvers.items():
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(pattern), initials)
+    for name, (pattern, initials) in _scalars().items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", pattern, initials)
     Loader.add_constructor("tag:yaml.org,2002:int", integer)
     return Loader
 
@@ -278,7 +302,10 @@ def _check_keys(node: Any, where: str) -> None:
 
 
 def _write_beside_and_rename(target: Path, text: str, overwrite: bool, executable: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{target.parent} is a file, not a folder") from None
     if not overwrite and target.is_symlink():
         raise FileExistsError(target)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
