@@ -63,7 +63,10 @@ class Plan(Section):
             size = default_global_batch_size(
                 self.hardware.gpus, self.batch.sequence_length, self.batch.micro_batch_size
             )
-            object.__setattr__(self, "batch", self.batch.model_copy(update={"global_batch_size": size}))
+            # The key stays among those that the author left out (model_fields_set), so that it is told as a default.
+            values = {**dict(self.batch), "global_batch_size": size}
+            filled = Batch.model_construct(_fields_set=set(self.batch.model_fields_set), **values)
+            object.__setattr__(self, "batch", filled)
         return self
 
     def architecture(self) -> Architecture:
