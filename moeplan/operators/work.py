@@ -1,13 +1,13 @@
 """What an operator does in one micro batch, as items that a machine model can price: shapes, bytes, groups, no seconds.
 
 Operators return these from ``work(shard)``. Every array has the shard's shape (candidates,) or (1,). An item describes
-the forward pass; its backward follows by the rule of its class (a GEMM has a data and a weight gradient, an all-gather's
-backward is a reduce-scatter, ...).
+the forward pass; its backward follows by the rule of its class (a GEMM has a data and a weight gradient, an
+all-gather's backward is a reduce-scatter, ...).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -139,8 +139,8 @@ class Collective:
     forward: float = 1.0
     backward: float = 1.0
     hidden_backward: float = 0.0
-    tokens: Array | None = None
-    copies: Array | None = None
+    tokens: Array = field(default_factory=lambda: ONE)
+    copies: Array = field(default_factory=lambda: ONE)
     replay: tuple[str, ...] = ()
 
 

@@ -1,0 +1,33 @@
+"""The fitted numbers of the time model, read once from the data file beside this module.
+
+``results/time.py`` writes that file: what is fitted, on which measurements, and with what error is in ``results/time.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+
+@lru_cache(maxsize=1)
+def coefficients() -> Mapping[str, Any]:
+    """The data file as nested mappings; see its ``about`` entries for sources."""
+    text = (resources.files("moeplan.estimator.time") / "coefficients.json").read_text(encoding="utf-8")
+    loaded: Mapping[str, Any] = json.loads(text)
+    return loaded
+
+
+def of_generation(section: str, generation: str) -> Mapping[str, float]:
+    """A section's entry for a GPU generation, or for the nearest measured one.
+
+    Generations without measurements take the numbers of the one that ``nearest`` names (same tensor-core design and a
+    similar ratio of arithmetic to memory bandwidth): their own peak, bandwidth and number of multiprocessors still
+    enter every formula.
+    """
+    data = coefficients()
+    entries: Mapping[str, Mapping[str, float]] = data[section]
+    nearest: Mapping[str, str] = data["nearest"]
+    return entries[generation if generation in entries else nearest.get(generation, nearest["default"])]

@@ -1,0 +1,114 @@
+"""How long communication takes: latency plus bytes over the links that a group really spans.
+
+Ranks are laid out as Megatron lays them (tp-cp-ep-dp-pp, innermost first), so a group is ``size`` ranks ``stride`` apart
+and ``local`` of them share an NVLink domain. Rings over several domains use every local member's NIC at once (NCCL opens
+one ring per NIC), so their bus bandwidth is the smaller of NVLink's and ``local`` NICs'. Pairwise exchanges send what stays in the
+domain over NVLink and the rest over the rank's own NIC, both at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeplan.estimator.machine import Machine
+from moeplan.estimator.time.coefficients import coefficients
+from moeplan.operators.base import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A communication group: ``size`` ranks, ``local`` of them in one NVLink domain; arrays of one shape."""
+
+    size: Array
+    local: Array
+
+
+@dataclass(frozen=True)
+class Links:
+    """Links of one machine, with the share of their peak that software reaches.
+
+    Attributes:
+        machine: The GPU and its links.
+        factors: Calibration factors ``nvlink`` and ``nic`` on bandwidth.
+    """
+
+    machine: Machine
+    factors: Mapping[str, float]
+
+    @property
+    def domain(self) -> float:
+        """GPUs that the fast link connects, as jobs use them: a power of two (64 of the 72 of an NVL72 rack)."""
+        size = self.machine.nvlink_domain if self.machine.nvlink_gb_per_s > 0 else self.machine.gpus_per_node
+        return float(2 ** int(np.log2(max(size, 1))))
+
+    def span(self, size: Array, stride: Array | float) -> Span:
+        """The group of ``size`` ranks ``stride`` apart."""
+        return Span(size, np.minimum(np.maximum(np.floor(self.domain / stride), 1.0), size))
+
+    def fast(self, kind: str) -> float:
+        """Bytes per second and direction of NVLink (PCIe where there is none) in one kind of exchange."""
+        peak = self.machine.nvlink_gb_per_s or self.machine.pcie_gb_per_s
+        shares = coefficients()["link_share"]
+        share = shares["nvlink" if self.machine.nvlink_gb_per_s > 0 else "pcie"][kind]
+        return float(peak) * 1e9 * float(share) * float(self.factors.get("nvlink", 1.0))
+
+    def slow(self, kind: str) -> float:
+        """Bytes per second and direction of one GPU's NIC in one kind of exchange."""
+        share = coefficients()["link_share"]["nic"][kind]
+        return self.machine.nic_gb_per_s * 1e9 * float(share) * float(self.factors.get("nic", 1.0))
+
+    def latency_s(self, span: Span) -> Array:
+        """Start-up of a collective: a fixed part and one per doubling of the ranks on each level."""
+        data = coefficients()["latency_us"]
+        across = span.size / span.local
+        inside = data["fixed"] + data["nvlink_step"] * np.log2(np.maximum(span.local, 1.0))
+        return (inside + (across > 1) * data["nic_step"] * np.log2(np.maximum(across, 2.0))) * 1e-6
+
+    def ring_s(self, span: Span, payload: Array, passes: float = 1.0) -> Array:
+        """All-gather or reduce-scatter of ``payload`` bytes in all; ``passes`` is 2 for an all-reduce."""
+        inside = self.fast("all_reduce" if passes > 1 else "ring")
+        bus = np.where(span.local < span.size, np.minimum(inside, self.slow("ring") * span.local), inside)
+        moved = passes * payload * (span.size - 1) / span.size
+        return np.where((span.size > 1) & (payload > 0), moved / bus + passes * self.latency_s(span), 0.0)
+
+    def all_to_all_s(self, span: Span, payload: Array) -> Array:
+        """Pairwise exchange: every rank holds ``payload`` bytes and sends an equal part to each rank of the group."""
+        inside = payload * (span.local - 1) / span.size / self.fast("all_to_all")
+        outside = payload * (span.size - span.local) / span.size / self.slow("all_to_all")
+        moved = np.maximum(inside, outside)
+        return np.where((span.size > 1) & (payload > 0), moved + self.latency_s(span), 0.0)
+
+    def neighbour_s(self, span: Span, payload: Array) -> Array:
+        """One message of ``payload`` bytes to the next rank of the group; the slowest link sets the pace of a ring."""
+        rate = np.where(span.local < span.size, self.slow("point_to_point"), self.fast("point_to_point"))
+        fixed = coefficients()["latency_us"]["fixed"] * 1e-6
+        return np.where((span.size > 1) & (payload > 0), payload / rate + fixed, 0.0)
+
+    def dispatch_s(
+        self, span: Span, tokens: Array, copies: Array, row_bytes: Array, library: str, reachable: Array | None = None
+    ) -> Array:
+        """DeepEP's or HybridEP's exchange, which sends a token once to each domain and once to each rank in it.
+
+        Args:
+            span: The expert-parallel group.
+            tokens: Tokens that a rank sends.
+            copies: Experts per token.
+            row_bytes: Bytes of one token.
+            library: ``deepep`` or ``hybridep``.
+            reachable: Ranks that one token may reach where routing is limited to groups of experts; None for all.
+        """
+        ranks = span.size if reachable is None else np.minimum(reachable, span.size)
+        domains = np.maximum(span.size / span.local, 1.0)
+        outside = distinct(domains, copies) * (domains - 1) / domains
+        inside = distinct(ranks, copies)
+        moved = np.maximum(inside / self.fast(library), outside / self.slow(library))
+        fixed = self.latency_s(span) + coefficients()["latency_us"][library] * 1e-6
+        return np.where((span.size > 1) & (tokens > 0), tokens * row_bytes * moved + fixed, 0.0)
+
+
+def distinct(boxes: Array, draws: Array) -> Array:
+    """Expected number of different boxes that ``draws`` independent uniform choices hit."""
+    return np.asarray(boxes * (1 - (1 - 1 / np.maximum(boxes, 1.0)) ** draws))

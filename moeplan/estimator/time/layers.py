@@ -1,0 +1,303 @@
+"""From work items to seconds: one layer, one micro batch, forward and backward, on the distinct ways to cut it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moeplan.estimator.machine import Machine
+from moeplan.estimator.precision import precision
+from moeplan.estimator.shard import SHARD_COLUMNS, shard_of
+from moeplan.estimator.table import Codes, Table
+from moeplan.estimator.time.coefficients import coefficients
+from moeplan.estimator.time.collectives import Links, Span
+from moeplan.estimator.time.efficiency import Kernels
+from moeplan.model.architecture import Layer
+from moeplan.operators.base import Array, Shard
+from moeplan.operators.work import AttentionCore, Collective, Gemm, Scan, Traffic, Work
+
+TIME_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "overlap_tp", "overlap_ep", "gradient_dtype")
+"""Columns that the time of one layer depends on."""
+
+
+@dataclass
+class LayerTime:
+    """Seconds of one layer and one micro batch; arrays of shape (rows,).
+
+    Attributes:
+        forward: Kernels of the forward pass.
+        backward: Kernels of the backward pass, without replays.
+        weight: Of ``backward``, the weight gradients (what zero-bubble schedules move).
+        replay: Forward kernels and communication that selective recomputation runs again.
+        replay_full: The same under full recomputation.
+        exposed_forward: Communication in forward that nothing hides.
+        exposed_backward: The same in backward.
+        operators: Kernel seconds (forward plus backward) by item, for the breakdown.
+        groups: Exposed communication by group, for the breakdown.
+        limits: Kernel seconds by what limits them: ``arithmetic``, ``memory``, ``latency``.
+    """
+
+    forward: Array
+    backward: Array
+    weight: Array
+    replay: Array
+    replay_full: Array
+    exposed_forward: Array
+    exposed_backward: Array
+    operators: dict[str, Array] = field(default_factory=dict)
+    groups: dict[str, Array] = field(default_factory=dict)
+    limits: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pricer:
+    """Prices items on one machine for one table of distinct ways to cut a layer."""
+
+    machine: Machine
+    kernels: Kernels
+    links: Links
+    table: Table
+    shard: Shard
+
+    @classmethod
+    def of(cls, machine: Machine, factors: Mapping[str, float], table: Table) -> Pricer:
+        """Bind a machine to a table that holds :data:`TIME_COLUMNS`."""
+        return cls(machine, Kernels(machine, factors), Links(machine, factors), table, shard_of(table))
+
+    def layer(self, layer: Layer) -> LayerTime:
+        """The time of one layer."""
+        zeros = np.zeros(self.table.rows)
+        total = LayerTime(*(zeros.copy() for _ in range(7)))
+        host = _Host(self, zeros.copy(), zeros.copy())
+        communication = _Communication(self)
+        for operator in layer.operators:
+            for item in operator.work(self.shard):
+                if isinstance(item, Collective):
+                    communication.add(item)
+                    host.add(2.0 * (item.payload > 0), item)
+                    continue
+                forward, backward, weight = self.kernel(item)
+                _add(total, item, forward, backward, weight, self.shard)
+                host.add(_launches(item), item)
+        host.settle(total)
+        communication.settle(total)
+        return total
+
+    def kernel(self, item: Gemm | AttentionCore | Traffic | Scan) -> tuple[Array, Array, Array]:
+        """Forward and backward seconds of an item that computes, and the weight gradient's part of backward."""
+        if isinstance(item, Gemm):
+            return self._gemm(item)
+        if isinstance(item, AttentionCore):
+            return self._attention(item)
+        zero = np.zeros(self.table.rows)
+        if isinstance(item, Traffic):
+            forward = self.kernels.traffic_s(item.forward, item.kernels, item.pattern)
+            backward = self.kernels.traffic_s(item.backward, 1.5 * item.kernels, item.pattern)
+            return zero + forward, zero + backward, zero
+        rate = self.kernels.peak("bf16") * coefficients()["scan_share"]
+        seconds = np.maximum(item.flops / rate, item.traffic / self.kernels.memory_rate("stream"))
+        return zero + seconds, zero + 2 * seconds, zero
+
+    def _gemm(self, item: Gemm) -> tuple[Array, Array, Array]:
+        m, n, k, groups = item.tokens, item.outputs, item.inputs, item.groups
+        section = "grouped_gemm" if item.grouped else "gemm"
+        column = self.table.columns["precision"]
+        size = (
+            self.shard.value("gemm_input_bytes", 2.0) if item.quantized else self.shard.value("activation_bytes", 2.0)
+        )
+        wide = self.shard.value("activation_bytes", 2.0)
+        gradient = np.where(_level(self.table, "gradient_dtype", "fp32"), 8.0, 4.0)
+        forward, backward, weight = (np.zeros(self.table.rows) for _ in range(3))
+        for code, name in enumerate(column.levels):
+            kind = name if item.quantized or not precision(name).low else "bf16"
+            price = (groups, kind, section)
+            inputs, weights, outputs = groups * m * k, groups * n * k, groups * m * n
+            chosen = column.codes == code
+            first = self.kernels.gemm_s(m, n, k, *price, (inputs + weights) * size + outputs * wide)
+            data = self.kernels.gemm_s(m, k, n, *price, (outputs + weights) * size + inputs * wide)
+            grad = self.kernels.gemm_s(k, n, m, *price, (inputs + outputs) * size + weights * gradient, weight=True)
+            cast, cast_back = self._quantization(name, inputs, outputs, wide) if item.quantized else (0.0, 0.0)
+            forward = np.where(chosen, first + cast, forward)
+            backward = np.where(chosen, data + grad + cast_back, backward)
+            weight = np.where(chosen, grad, weight)
+        return forward, backward, weight
+
+    def _quantization(
+        self, name: str, inputs: Array, outputs: Array, wide: Array
+    ) -> tuple[Array | float, Array | float]:
+        """Casts of a GEMM's input (forward) and of its output's gradient (backward), both row- and column-wise.
+
+        A cast reads the 16-bit tensor and writes it twice, since neither Hopper's FP8 nor the block formats transpose on
+        the fly. Part of them is fused into the kernel before (norm, activation): the fitted factor.
+        """
+        facts = precision(name)
+        if not facts.low:
+            return 0.0, 0.0
+        fused = coefficients()["quantization"][facts.compute]
+        per_element = (wide + 2 * facts.gemm_input) * fused
+        rate = self.kernels.memory_rate("stream")
+        return inputs * per_element / rate, outputs * per_element / rate
+
+    def _attention(self, item: AttentionCore) -> tuple[Array, Array, Array]:
+        pairs = item.sequences * item.heads * item.queries * item.keys
+        flops = 2 * pairs * (item.qk_dim + item.v_dim)
+        blocks = item.sequences * item.heads * item.queries / 128
+        forward = self.kernels.attention_s(flops, blocks, item.qk_dim, backward=False)
+        backward = self.kernels.attention_s(2.5 * flops, blocks, item.qk_dim, backward=True)
+        zero = np.zeros(self.table.rows)
+        return zero + forward, zero + backward, zero
+
+    def collective(self, item: Collective) -> Array:
+        """Seconds of one run of a collective."""
+        span = self.span(item.group)
+        links = self.links
+        if item.kind == "all_reduce":
+            return links.ring_s(span, item.payload, 2.0)
+        if item.kind == "all_to_all":
+            return links.all_to_all_s(span, item.payload)
+        if item.kind == "ring":
+            return (span.size - 1) * links.neighbour_s(span, item.payload)
+        if item.kind == "dispatch":
+            return self._dispatch(item, span)
+        return links.ring_s(span, item.payload)
+
+    def _dispatch(self, item: Collective, span: Span) -> Array:
+        row = item.payload / np.maximum(item.tokens * item.copies, 1.0)
+        seconds = self.links.all_to_all_s(span, item.payload)
+        for library in ("deepep", "hybridep"):
+            chosen = self.shard.value(f"dispatcher.{library}") > 0
+            if np.any(chosen):
+                tokens = np.where(item.payload > 0, item.tokens, 0.0)
+                seconds = np.where(chosen, self.links.dispatch_s(span, tokens, item.copies, row, library), seconds)
+        return np.asarray(seconds)
+
+    def span(self, group: str) -> Span:
+        """The ranks of a group, as Megatron lays them out (tp-cp inside attention, etp-ep inside experts)."""
+        shard = self.shard
+        size, stride = {
+            "tp": (shard.tp, np.ones(1)),
+            "cp": (shard.cp, shard.tp),
+            "etp": (shard.etp, np.ones(1)),
+            "ep": (shard.ep, shard.etp),
+        }[group]
+        return self.links.span(size, stride)
+
+
+def layer_times(
+    parts: tuple[Layer, ...], machine: Machine, table: Table, factors: Mapping[str, float]
+) -> tuple[list[LayerTime], Codes, Table]:
+    """Price every part on the distinct rows of a table.
+
+    Returns:
+        One :class:`LayerTime` per part over the distinct rows, the distinct row of each table row, the distinct table.
+    """
+    distinct, index = table.distinct(TIME_COLUMNS)
+    pricer = Pricer.of(machine, factors, distinct)
+    return [pricer.layer(part) for part in parts], index, distinct
+
+
+def _add(total: LayerTime, item: Work, forward: Array, backward: Array, weight: Array, shard: Shard) -> None:
+    total.forward += forward
+    total.backward += backward
+    total.weight += weight
+    replayed = _replayed(item, shard)
+    total.replay += replayed * forward
+    total.replay_full += shard.value("recompute.full") * forward
+    total.operators[item.name] = total.operators.get(item.name, 0.0) + forward + backward
+
+
+def _replayed(item: Work, shard: Shard) -> Array:
+    """1 where selective recomputation runs the item again."""
+    found = np.zeros(1)
+    for module in item.replay:
+        found = np.maximum(found, shard.value(f"recompute.{module}"))
+    return found
+
+
+def _launches(item: Work) -> float:
+    return item.kernels if isinstance(item, Traffic) else 2.0
+
+
+def _level(table: Table, name: str, value: object) -> Array:
+    column = table.columns[name]
+    return np.take(np.array([level == value for level in column.levels]), column.codes)
+
+
+@dataclass
+class _Host:
+    """Time that the host needs to launch what a layer runs; it sets the pace where kernels are short."""
+
+    pricer: Pricer
+    forward: Array
+    backward: Array
+
+    def add(self, launches: Array | float, item: Work) -> None:
+        kernel_s = coefficients()["host"]["kernel_us"] * 1e-6
+        self.forward = self.forward + launches * kernel_s
+        self.backward = self.backward + 1.5 * launches * kernel_s
+
+    def settle(self, total: LayerTime) -> None:
+        """Stretch kernels to the host's pace where CUDA graphs do not replay them."""
+        eager = 1 - self.pricer.shard.value("cuda_graphs")
+        slow = float(self.pricer.kernels.factors.get("host_overhead", 1.0))
+        late_forward = np.maximum(self.forward * slow - total.forward, 0.0) * eager
+        late_backward = np.maximum(self.backward * slow - total.backward, 0.0) * eager
+        total.forward = total.forward + late_forward
+        total.backward = total.backward + late_backward
+        total.operators["host"] = late_forward + late_backward
+
+
+class _Communication:
+    """Collects a layer's communication, then takes off what computation hides."""
+
+    def __init__(self, pricer: Pricer) -> None:
+        zeros = np.zeros(pricer.table.rows)
+        self.pricer = pricer
+        self.forward: dict[str, Array] = {group: zeros.copy() for group in ("tp", "cp", "ep", "etp")}
+        self.backward = {group: zeros.copy() for group in self.forward}
+        self.hidden = {group: zeros.copy() for group in self.forward}
+        self.replay = zeros.copy()
+        self.replay_full = zeros.copy()
+        self.ring_forward = zeros.copy()
+
+    def add(self, item: Collective) -> None:
+        seconds = self.pricer.collective(item)
+        shard = self.pricer.shard
+        self.forward[item.group] = self.forward[item.group] + item.forward * seconds
+        self.backward[item.group] = self.backward[item.group] + (item.backward - item.hidden_backward) * seconds
+        self.hidden[item.group] = self.hidden[item.group] + item.hidden_backward * seconds
+        self.replay = self.replay + _replayed(item, shard) * item.forward * seconds
+        self.replay_full = self.replay_full + shard.value("recompute.full") * item.forward * seconds
+
+    def settle(self, total: LayerTime) -> None:
+        """Apply the overlap rules (see the package's docstring) and add what stays exposed."""
+        rules = coefficients()["overlap"]
+        overlap_tp = self.pricer.table["overlap_tp"] > 0
+        overlap_ep = self.pricer.table["overlap_ep"] > 0
+        compute_f, compute_b = total.forward.copy(), total.backward.copy()
+        for group in self.forward:
+            forward, backward, hidden = self.forward[group], self.backward[group], self.hidden[group]
+            leak = rules["interference"]
+            exposed_hidden = np.maximum(hidden - 0.7 * compute_b, 0.0) + leak * np.minimum(hidden, 0.7 * compute_b)
+            if group == "tp":
+                share = np.where(overlap_tp, rules["tp_exposed"], 1.0)
+                forward, backward = forward * share, backward * share
+            if group == "ep":
+                both = compute_f + compute_b
+                kept = np.maximum(forward + backward - both, 0.0) + rules["ep_exposed"] * np.minimum(
+                    forward + backward, both
+                )
+                ratio = np.where(overlap_ep, kept / np.maximum(forward + backward, 1e-12), 1.0)
+                forward, backward = forward * ratio, backward * ratio
+            if group == "cp":
+                # The ring passes the next block beside the attention of this one.
+                ring = self.pricer.shard.value("cp_comm.p2p") > 0
+                attention = total.operators.get("core_attention", np.zeros(1)) / 3.5
+                forward = np.where(ring, np.maximum(forward - attention, leak * forward), forward)
+            total.exposed_forward = total.exposed_forward + forward
+            total.exposed_backward = total.exposed_backward + backward + exposed_hidden
+            total.groups[group] = forward + backward + exposed_hidden
+        total.replay = total.replay + self.replay
+        total.replay_full = total.replay_full + self.replay_full
