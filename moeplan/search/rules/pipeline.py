@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from moeplan.errors import PlanError
@@ -40,9 +42,9 @@ def _layout_problem(facts: Facts, row: Row) -> PlanError | None:
     return None
 
 
-def _every_row(view: View, broken: object) -> Mask:
+def _every_row(view: View, broken: Callable[[Row], bool]) -> Mask:
     """Evaluate a Python predicate row by row; the view holds distinct combinations only, a few hundred."""
-    return np.array([broken(view.table.row(index)) for index in range(view.table.rows)], np.bool_)  # type: ignore[operator]
+    return np.array([broken(view.table.row(index)) for index in range(view.table.rows)], np.bool_)
 
 
 @rule(

@@ -10,7 +10,7 @@ _CONFIG = "Megatron-Core transformer_config.py"
 
 def _absent(facts: Facts) -> dict[str, str]:
     """Recompute modules that the model lacks, with what it lacks."""
-    lacking = {}
+    lacking: dict[str, str] = {}
     if not facts.is_moe:
         lacking |= dict.fromkeys(("moe", "moe_act", "shared_experts"), "MoE layers")
     elif not facts.shared_experts:
