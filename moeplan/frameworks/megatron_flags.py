@@ -210,6 +210,11 @@ def _optimizer_values(flags: Flags, precision: str) -> dict[str, Any]:
     else:
         sharding = 1 if "--use-distributed-optimizer" in flags else 0
     narrow = "--grad-reduce-in-bf16" in flags or flags.get("--main-grads-dtype", ("fp32",))[0] == "bf16"
+    if precision == "fp16":
+        # Gradients have the parameters' type unless asked for wider: fp16, as narrow as bf16.
+        narrow = "--accumulate-allreduce-grads-in-fp32" not in flags
+    elif precision in ("fp32", "tf32"):
+        narrow = False
     offload = 0.0
     if OPTIMIZER_OFFLOAD in flags:
         offload = float(flags.get(OPTIMIZER_OFFLOAD_FRACTION, ("1.0",))[0])
