@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeplan.operators.base import Shard, Weight, matrix
+from moeplan.operators.saved import Saved, Step, element_bytes
+from moeplan.operators.work import Collective, Gemm, Work, dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +49,30 @@ class CountedExperts:
             )
         )
         return found
+
+    def work(self, shard: Shard) -> list[Work]:
+        """Two FLOPs per parameter and token that meets it; the exchange moves rows of ``hidden`` features."""
+        declared = shard.value("top_k", np.nan)
+        top_k = np.where(np.isnan(declared), self.top_k, declared)
+        tokens = shard.sequence_tokens
+        load = np.maximum(shard.value("load_imbalance", 1.0), 1.0)
+        groups = self.experts / shard.ep
+        received = tokens * top_k * shard.etp * load
+        sent = tokens * top_k * load * self.hidden * shard.value("activation_bytes", 2.0)
+        outputs = self.expert_parameters / self.hidden / shard.etp
+        found: list[Work] = [
+            Collective("dispatch", "dispatch", "ep", sent, tokens=tokens * load, copies=top_k),
+            Collective("combine", "dispatch", "ep", sent, tokens=tokens * load, copies=top_k),
+            Gemm("experts", received / groups, outputs, self.hidden * np.ones(1), groups, grouped=True),
+        ]
+        if self.shared_parameters:
+            found.append(dense("shared", shard.tokens, self.shared_parameters / self.hidden / shard.tp, self.hidden))
+        return found
+
+    def steps(self, shard: Shard) -> list[Step]:
+        """The output of every expert that a token meets: what a sizing article calls the activations."""
+        declared = shard.value("top_k", np.nan)
+        top_k = np.where(np.isnan(declared), self.top_k, declared)
+        rows = shard.sequence_tokens * top_k * shard.etp * np.maximum(shard.value("load_imbalance", 1.0), 1.0)
+        outputs = element_bytes(shard) * rows * self.hidden
+        return [Step("experts", (Saved("outputs", outputs),), outputs)]

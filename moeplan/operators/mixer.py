@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moeplan.operators.base import Component, Shard, Weight, matrix, vector
+from moeplan.operators.saved import Saved, Step, element_bytes, gathered, gemm_bytes, scattered
+from moeplan.operators.work import Scan, Work, column_parallel, dense, row_parallel
+from moeplan.operators.work import Scan, Work, column_parallel, dense, row_parallel
 
 Cut = Literal["rows", "columns", "none"]
 
@@ -83,3 +86,39 @@ class Mixer:
         for small in self.vectors:
             found.append(vector(small.name, small.component, small.elements / (shard.tp if small.cut else 1.0)))
         return found
+
+    def work(self, shard: Shard) -> list[Work]:
+        """The projections around the recurrence, whose state is read and written with its inputs."""
+        tokens = shard.tokens
+        found: list[Work] = list(column_parallel(self.kind, shard, self.hidden))
+        for projection in self.projections:
+            rows = projection.rows / (shard.tp if projection.cut == "rows" else 1.0)
+            columns = projection.columns / (shard.tp if projection.cut == "columns" else 1.0)
+            found.append(dense(projection.name, tokens, rows, columns))
+        moved = tokens * (self.kept + self.inner) / shard.tp * shard.value("activation_bytes", 2.0)
+        found.append(Scan(self.kind, tokens * self.scan_flops / shard.tp, 4.0 * moved))
+        return found + list(row_parallel(self.kind, shard, self.hidden))
+
+    def work(self, shard: Shard) -> list[Work]:
+        """The projections, then one recurrence that reads what it keeps and writes its output."""
+        found: list[Work] = [*column_parallel(f"{self.kind}.input", shard, self.hidden)]
+        for projection in self.projections:
+            rows = projection.rows / (shard.tp if projection.cut == "rows" else 1.0)
+            columns = projection.columns / (shard.tp if projection.cut == "columns" else 1.0)
+            found.append(dense(projection.name, shard.tokens, rows, columns))
+        traffic = shard.tokens * (self.kept + self.inner) / shard.tp * shard.value("activation_bytes", 2.0)
+        found.append(Scan(self.kind, shard.tokens * self.scan_flops / shard.tp, traffic))
+        return found + list(row_parallel(f"{self.kind}.output", shard, self.hidden))
+
+    def steps(self, shard: Shard) -> list[Step]:
+        """The projections' input, what the recurrence reads, and what enters the output projection."""
+        size = element_bytes(shard)
+        entering = shard.sequence_tokens * self.hidden
+        read = shard.tokens * self.kept / shard.tp
+        left = shard.tokens * self.inner / shard.tp
+        around = gathered(shard, self.hidden) + scattered(shard, self.hidden) + size * shard.tokens * self.hidden
+        return [
+            Step(f"{self.kind}.in_proj", (Saved("input", gemm_bytes(shard) * entering),), size * read + around),
+            Step(f"{self.kind}.scan", (Saved("recurrence", size * read),), size * (read + left)),
+            Step(f"{self.kind}.out_proj", (Saved("output", gemm_bytes(shard) * left),), size * left + around),
+        ]
