@@ -49,7 +49,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "nvfp4": Precision(2, 2 * _NV, 2, _NV, "nvfp4", 2, 1.0),
 }
 
-# Bytes of one optimizer moment (Megatron-Core --exp-avg-dtype; DeepSpeed and PyTorch keep the parameter's dtype or fp32).
+# Bytes of one optimizer moment (Megatron-Core --exp-avg-dtype).
 STATE_BYTES: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
 GRADIENT_BYTES: Mapping[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 

@@ -85,7 +85,9 @@ def shard_of(table: Table) -> Shard:
     - ``recompute.<module>``: 1 where selective recomputation drops it, ``recompute.full``: 1 under full recomputation;
     - ``offload.<module>``: the fraction of that module's saved tensors that goes to the host;
     - ``fused_cross_entropy``, ``flash_attention``, ``cuda_graphs``: 0 or 1;
-    - ``eager``: 1 where layers run Hugging Face's eager code (``fsdp2``, ``deepspeed``) rather than Megatron-Core's.
+    - ``eager``: 1 where layers run Hugging Face's eager code (``fsdp2``, ``deepspeed``) rather than Megatron-Core's;
+    - ``fused_norm``, ``fused_rope``: 1 where Transformer Engine's modules run (a norm inside the projection that it
+      feeds, rotary embedding without kept tables), 0 for Megatron-Core's local implementation.
     """
     values: dict[str, Array] = {}
     tp = table["tp"]
@@ -116,6 +118,8 @@ def shard_of(table: Table) -> Shard:
     for name in ("fused_cross_entropy", "flash_attention", "cuda_graphs"):
         values[name] = table[name]
     values["eager"] = of_levels(table, "framework", lambda level: level != "megatron")
+    values["fused_norm"] = 1.0 - values["eager"]
+    values["fused_rope"] = np.ones_like(tp)
     return Shard(
         tp=tp,
         cp=table["cp"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeplan.operators.base import Shard, Weight, matrix, vector
+from moeplan.operators.saved import Saved, Step, element_bytes, gathered, gemm_bytes, norm_tensors, scattered
 from moeplan.operators.work import Traffic, Work, column_parallel, dense, elementwise, row_parallel
 
 
@@ -37,6 +38,19 @@ class Embedding:
             elementwise("embedding", shard.tokens * self.hidden, shard, (2.0, 3.0), 3.0),
             *row_parallel("embedding", shard, self.hidden),
         ]
+
+    def steps(self, shard: Shard) -> list[Step]:
+        """Token ids (and under ``tp`` the mask of rows that live elsewhere); backward makes a dense gradient.
+
+        ``torch.nn.functional.embedding`` without sparse gradients fills a tensor of the whole local table before it is
+        added to the main gradient.
+        """
+        size = element_bytes(shard)
+        ids = 9.0 * shard.tokens * (shard.tp > 1) * (1.0 - shard.value("eager"))
+        gradient = shard.value("parameter_bytes", 2.0) * self.vocabulary / shard.tp * self.hidden
+        masks = shard.value("dropout") * shard.sequence_tokens * self.hidden
+        saved = (Saved("token ids", ids), Saved("dropout mask", masks))
+        return [Step("embedding", saved, gradient + size * shard.tokens * self.hidden)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,28 @@ class Head:
             Traffic("cross_entropy", forward, backward, 6.0, "loss"),
         ]
 
+    def steps(self, shard: Shard) -> list[Step]:
+        """The projection's input, and the loss: logits whose gradient is written in place, or their fp32 copy.
+
+        Fused (Transformer Engine ``cross_entropy.py``): 16-bit logits, overwritten by their gradient. Unfused
+        (Megatron-Core ``tensor_parallel/cross_entropy.py``): fp32 probabilities kept, 9 bytes of target, mask and loss
+        per token, and in backward their gradient is cast to 16 bits. Hugging Face: fp32 log-probabilities and 8 bytes
+        per token; the logits stay with the model's output and backward makes two fp32 tensors of their size.
+        """
+        size = element_bytes(shard)
+        eager = shard.value("eager")
+        tokens = shard.tokens
+        logits = tokens * self.vocabulary / shard.tp
+        fused = shard.value("fused_cross_entropy", 1.0) * (1.0 - eager)
+        kept = np.where(fused > 0, size, 4.0) * logits + np.where(eager > 0, 8.0, 9.0) * tokens
+        entering = shard.sequence_tokens * self.hidden
+        projection = size * (logits + tokens * self.hidden) + scattered(shard, self.hidden)
+        loss = np.where(eager > 0, 8.0 + size, np.where(fused > 0, 0.0, size)) * logits
+        return [
+            Step("output_layer", (Saved("hidden states", size * entering),), projection),
+            Step("cross_entropy", (Saved("logits", kept),), loss),
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenPredictionProjection:
@@ -111,4 +147,16 @@ class TokenPredictionProjection:
             *column_parallel("eh_proj", shard, 2 * self.hidden),
             dense("eh_proj", shard.tokens, self.hidden / shard.tp, 2 * self.hidden),
             *row_parallel("eh_proj", shard, self.hidden),
+        ]
+
+    def steps(self, shard: Shard) -> list[Step]:
+        """Both norms' inputs and the concatenation that the projection reads."""
+        size = element_bytes(shard)
+        local = shard.sequence_tokens
+        norms = norm_tensors(shard, "norm inputs", 2.0 * local * self.hidden, 2.0 * local)
+        joined = Saved("eh_proj input", gemm_bytes(shard) * 2.0 * local * self.hidden)
+        backward = size * 4.0 * local * self.hidden + gathered(shard, 2.0 * self.hidden)
+        return [
+            Step("mtp.norms", (norms,), size * 4.0 * local * self.hidden),
+            Step("eh_proj", (joined,), backward + scattered(shard, 2.0 * self.hidden)),
         ]

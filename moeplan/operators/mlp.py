@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moeplan.operators.base import Component, Shard, Weight, matrix, vector
+from moeplan.operators.saved import Saved, Step, element_bytes, gathered, gemm_bytes, quantized_gradient, scattered
 from moeplan.operators.work import Work, column_parallel, dense, elementwise, row_parallel
 
 
@@ -53,4 +56,48 @@ class DenseMLP:
             elementwise(f"{name}.activation", tokens * ffn, shard, accesses, replay=replay),
             dense(f"{name}.linear_fc2", tokens, self.hidden, ffn, replay=replay),
             *row_parallel(f"{name}.linear_fc2", shard, self.hidden, replay),
+        ]
+
+    def steps(self, shard: Shard) -> list[Step]:
+        """The input, the first projection's output and the second one's input.
+
+        Fused SwiGLU keeps only its input, the gate and up halves (Megatron-Core ``fusions/fused_bias_swiglu.py``);
+        Hugging Face's eager code keeps gate, activated gate, up and their product. Recomputing ``mlp`` keeps the input
+        of the checkpoint: Transformer Engine fuses the norm into the first projection, so that is the residual that the
+        norm keeps anyway. The shared experts' input is the router's, which counts it.
+        """
+        shared = self.component == "shared_experts"
+        modules = ("shared_experts", "moe") if shared else ("mlp",)
+        name = "shared_experts" if shared else "mlp"
+        size, kept_size = element_bytes(shard), gemm_bytes(shard)
+        eager = shard.value("eager")
+        low = shard.value("low_precision")
+        inner = shard.tokens * self.ffn / shard.tp
+        width = 2.0 if self.gated else 1.0
+        entering = shard.sequence_tokens * self.hidden
+        # Where norm and projection are one module a checkpoint around the block keeps nothing of its own.
+        fused = shard.value("fused_norm", 1.0) * (1.0 - eager)
+        first = Saved("fc1 input", kept_size * entering * fused, modules)
+        plain = Saved("fc1 input", np.where(low > 0, kept_size, size) * entering * (1.0 - fused))
+        if shared:
+            # Only a quantised copy is the shared experts' own; the 16-bit tensor is counted by the router.
+            first, plain = Saved("fc1 input", low * kept_size * entering, modules), Saved("fc1 input", 0.0 * entering)
+        own = width * inner * size * np.where(eager > 0, 1.5, 1.0) if self.gated else inner * size
+        out = kept_size * inner
+        return [
+            Step(
+                f"{name}.linear_fc1",
+                (first, plain),
+                size * width * inner
+                + quantized_gradient(shard, width * inner)
+                + gathered(shard, self.hidden)
+                + size * shard.tokens * self.hidden
+                + scattered(shard, self.hidden),
+            ),
+            Step(f"{name}.activation", (Saved("fc1 output", own, modules),), size * (width + 1.0) * inner),
+            Step(
+                f"{name}.linear_fc2",
+                (Saved("fc2 input", out, modules),),
+                size * inner + gathered(shard, self.hidden) + quantized_gradient(shard, entering),
+            ),
         ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from moeplan.operators.base import Array, Shard, Weight, matrix, vector
 from moeplan.operators.mlp import DenseMLP
+from moeplan.operators.saved import Saved, Step, element_bytes, gemm_bytes, quantized_gradient
 from moeplan.operators.work import Collective, Gemm, Traffic, Work, dense, elementwise
 
 
@@ -29,7 +30,10 @@ class MoE:
         correction_bias: A trained per-expert score bias that the model counts as a parameter (not a buffer).
         score_function: What turns logits into scores.
         identity_experts: Experts without parameters that top-k may choose (LongCat).
-        expert_input: Width that experts read and write where it is not ``hidden`` (latent MoE), or None.
+        expert_input: Width that experts read and write where it is not ``hidden`` (latent MoE), or None; two projections
+            lead there and back.
+        latent_bias: Those two projections have biases.
+        output_bias: One bias over the block's output (JetMoe).
     """
 
     hidden: int
@@ -45,6 +49,8 @@ class MoE:
     score_function: Literal["softmax", "sigmoid"] = "softmax"
     identity_experts: int = 0
     expert_input: int | None = None
+    latent_bias: bool = False
+    output_bias: bool = False
 
     @property
     def router_width(self) -> int:
@@ -82,6 +88,15 @@ class MoE:
                     "experts.linear_fc2.bias", "routed_experts", width * ones, ones, copies, expert=True, gemm=False
                 ),
             ]
+        if self.expert_input is not None:
+            found += [
+                matrix("latent_down", "other", width, self.hidden),
+                matrix("latent_up", "other", self.hidden, width),
+            ]
+            if self.latent_bias:
+                found.append(vector("latent.bias", "other", width + self.hidden))
+        if self.output_bias:
+            found.append(vector("bias", "other", self.hidden))
         if self.shared is not None:
             found += self.shared.weights(shard)
             if self.shared_gate:
@@ -166,4 +181,108 @@ class MoE:
             Gemm("experts.linear_fc1", per_expert, rows, width * np.ones(1), groups, grouped=True, replay=("moe",)),
             elementwise("experts.activation", received * ffn, shard, accesses, replay=("moe", "moe_act")),
             Gemm("experts.linear_fc2", per_expert, width * np.ones(1), ffn, groups, grouped=True, replay=("moe",)),
+        ]
+
+    def held(self, shard: Shard) -> Array:
+        """Token copies that the fullest rank holds for its experts; a capacity factor pads every expert to it.
+
+        Megatron-Core ``--moe-pad-expert-input-to-capacity``; the capacity is rounded up per expert (``get_capacity``).
+        """
+        capacity = shard.value("capacity_factor", np.nan)
+        balanced = shard.sequence_tokens * self.chosen(shard)
+        padded = np.ceil(balanced * np.nan_to_num(capacity) / self.experts) * self.experts
+        dropless = balanced * shard.value("load_imbalance", 1.0)
+        return np.where(np.isnan(capacity), dropless, padded) * shard.etp
+
+    def steps(self, shard: Shard) -> list[Step]:
+        """Router and its scores, the shared experts, then dispatched rows through both grouped GEMMs, then combine."""
+        entering = shard.sequence_tokens * self.hidden
+        size = element_bytes(shard)
+        # A checkpoint around the whole block keeps its input; recomputing the norm instead rebuilds it.
+        hidden = Saved("hidden states", size * entering, ("layernorm",), offload="mlp_norm")
+        found = [Step("router", (hidden, *self._scores(shard)), size * entering + 8.0 * self._routed_scores(shard))]
+        if self.expert_input is not None:
+            # Latent MoE: projections into the experts' width and back, around the exchange.
+            latent = gemm_bytes(shard) * shard.sequence_tokens * (self.hidden + float(self.expert_input))
+            found.append(Step("latent projections", (Saved("inputs", latent, ("moe",)),), latent))
+        if self.shared is not None:
+            found += self.shared.steps(shard)
+            if self.shared_gate:
+                gate = Saved("gated output", 2.0 * size * entering, ("shared_experts", "moe"))
+                found.append(Step("shared_experts.gate", (gate,), 2.0 * size * entering))
+        return found + self._expert_steps(shard)
+
+    def _routed_scores(self, shard: Shard) -> Array:
+        return shard.sequence_tokens * self.router_width
+
+    def _scores(self, shard: Shard) -> tuple[Saved, ...]:
+        """What routing keeps: indices, the routing map, and probabilities in the router's precision.
+
+        Megatron-Core: 20 bytes per choice, one byte of map and the probability per logit, and for sigmoid scores 4 more
+        per logit (hooks on ``moe_utils.py`` and ``router.py``). Models with sigmoid scores train their router in fp32
+        (``--moe-router-dtype fp32`` in DeepSeek-V3's recipes). Hugging Face: fp32 scores, 12 bytes per choice, and for
+        sigmoid scores an fp32 copy of the router's input and weight in place of the 16-bit input.
+        """
+        tokens, logits = shard.sequence_tokens, self._routed_scores(shard)
+        chosen = self._choices(shard)
+        eager = shard.value("eager")
+        sigmoid = float(self.score_function == "sigmoid")
+        core = tokens * 20.0 * chosen + logits * (1.0 + self._probability_bytes) + sigmoid * 4.0 * (logits + tokens)
+        copies = sigmoid * (4.0 * self.router_width * self.hidden + 2.0 * tokens * self.hidden)
+        plain = 4.0 * logits + 12.0 * tokens * chosen + 4.0 * tokens + copies
+        return (Saved("scores", np.where(eager > 0, plain, core), ("moe",)),)
+
+    @property
+    def _probability_bytes(self) -> float:
+        return 4.0 if self.score_function == "sigmoid" else 2.0
+
+    def _choices(self, shard: Shard) -> Array:
+        declared = shard.value("top_k", np.nan)
+        return np.where(np.isnan(declared), float(self.top_k), declared)
+
+    def _expert_steps(self, shard: Shard) -> list[Step]:
+        """Rows in expert order: input of the first GEMM, input of the activation, input of the second GEMM.
+
+        Probabilities multiply the activation (weighted SwiGLU), so that combining keeps nothing. Hugging Face's grouped
+        path keeps gathered rows, gate and up, both activations, the unweighted and the weighted output, and the sort's
+        indices, per row; and the offsets of the experts.
+        """
+        size, kept_size = element_bytes(shard), gemm_bytes(shard)
+        eager = shard.value("eager") > 0
+        width = float(self.expert_input or self.hidden)
+        rows = self.held(shard)
+        sent = shard.sequence_tokens * self.chosen(shard)
+        inner = rows * self.expert_ffn / shard.etp
+        halves = 2.0 if self.gated else 1.0
+        dispatched, returned = size * rows * width, size * sent * width
+        probabilities = self._probability_bytes * rows
+        indices = 28.0 * rows + 4.0 * self.local_experts(shard)
+        everything = ("moe",)
+        return [
+            Step(
+                "experts.linear_fc1",
+                (
+                    Saved("fc1 input", np.where(eager, size, kept_size) * rows * width, everything, "expert_fc1"),
+                    Saved("indices", np.where(eager, indices, 0.0), everything),
+                ),
+                size * halves * inner + quantized_gradient(shard, halves * inner) + dispatched + returned,
+            ),
+            Step(
+                "experts.activation",
+                (
+                    Saved("fc1 output", size * halves * inner, everything, "moe_act"),
+                    Saved("probabilities", np.where(eager, 0.0, probabilities), everything),
+                ),
+                size * (halves + 1.0) * inner,
+            ),
+            Step(
+                "experts.linear_fc2",
+                (
+                    Saved("fc2 input", np.where(eager, size, kept_size) * inner, ("moe", "moe_act"), "moe_act"),
+                    Saved("activation", np.where(eager, size * inner, 0.0), everything),
+                    Saved("output", np.where(eager, dispatched, 0.0), everything),
+                ),
+                dispatched + size * inner + quantized_gradient(shard, rows * width),
+            ),
+            Step("combine", (), dispatched + returned),
         ]

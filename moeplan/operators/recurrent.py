@@ -155,6 +155,51 @@ def gated_delta_net(
     )
 
 
+def kimi_delta(hidden: int, heads: int, head_dim: int, conv: int, *, low_rank_gates: bool = True) -> Mixer:
+    """Kimi delta attention (arXiv:2510.26692): a gated delta net whose decay is per channel.
+
+    Args:
+        hidden: Width of the residual stream.
+        heads: Heads of queries, keys and values alike.
+        head_dim: Width of a head.
+        conv: Taps of the causal convolution over queries, keys and values.
+        low_rank_gates: The forget and output gates go through ``head_dim`` features (Kimi); otherwise they are full
+            matrices (Ling).
+    """
+    inner = heads * head_dim
+    gates = [
+        (
+            Projection(f"{name}_a_proj", head_dim, hidden, "none"),
+            Projection(f"{name}_b_proj", inner, head_dim),
+        )
+        if low_rank_gates
+        else (Projection(f"{name}_proj", inner, hidden),)
+        for name in ("f", "g")
+    ]
+    return Mixer(
+        kind="kimi_delta",
+        hidden=hidden,
+        projections=(
+            Projection("qkv_proj", 3 * inner, hidden),
+            Projection("b_proj", heads, hidden),
+            *gates[0],
+            *gates[1],
+            Projection("o_proj", hidden, inner, "columns"),
+        ),
+        vectors=(
+            MixerVector("conv1d.weight", 3 * inner * conv),
+            MixerVector("dt_bias", inner),
+            MixerVector("A_log", heads),
+            MixerVector("o_norm", head_dim, cut=False, component="norms"),
+        ),
+        heads=heads,
+        inner=inner,
+        # As in the gated delta net: four products with the state per head.
+        scan_flops=2.0 * conv * 3 * inner + 2.0 * 4.0 * inner * head_dim,
+        kept=6 * inner + 2 * inner + heads,
+    )
+
+
 def lightning(hidden: int, heads: int, head_dim: int) -> Mixer:
     """Lightning attention (arXiv:2401.04658) of MiniMax-Text-01: linear with decay, normed and gated."""
     inner = heads * head_dim
