@@ -62,13 +62,10 @@ def read_megatron(
         flags.assumptions.append(f"{gpus} GPUs as asked; the file itself runs on {launch.gpus}")
     document = architecture_document(flags, vocabulary)
     values = _flat(_plan_mapping(flags, launch, document, world))
-    values |= {"hardware.gpus": world}
-    per_node = gpus_per_node or launch.gpus_per_node
-    if per_node:
-        values["hardware.gpus_per_node"] = min(per_node, world)
     carried = read_carried(source, where) if isinstance(source, str) else None
     if carried is not None:
         values = carried.applied(values | _said(launch))
+    values |= _hardware(values, gpu, world, gpus_per_node, launch)
     reference, apart = choose_model(document, model, carried and carried.plan.get("model"), where, flags.assumptions)
     values |= {"model": reference}
     for key in ("moe.top_k", "mtp_layers"):
@@ -77,13 +74,35 @@ def read_megatron(
             values[key] = apart[key]
         elif carried is None or key not in carried.plan:
             values.pop(key, None)
-    if gpu is not None:
-        values["hardware.gpu"] = gpu
     if "hardware.gpu" not in values:
         raise PlanError(where, "does not say on which GPU it runs", "pass --gpu NAME")
     plan = plan_from(values)
     unused = (*flags.unused(), *_unused_environment(launch))
     return Imported(plan, tuple(unused), (*flags.assumptions, *launch.notes))
+
+
+def _hardware(
+    values: Mapping[str, Any],
+    gpu: str | Mapping[str, Any] | None,
+    world: int,
+    gpus_per_node: int | None,
+    launch: Launch,
+) -> dict[str, Any]:
+    """What is asked for, else what the launcher starts, else what the file carries."""
+    from moeplan.hardware import load_gpu
+
+    found: dict[str, Any] = {"hardware.gpus": world}
+    if gpu is not None:
+        found["hardware.gpu"] = gpu
+    reference = gpu if gpu is not None else values.get("hardware.gpu")
+    per_node = gpus_per_node or launch.gpus_per_node
+    if per_node is None or reference is None:
+        return found
+    usual = values.get("hardware.gpus_per_node") or load_gpu(reference).machine().gpus_per_node
+    # A launcher starts at most as many processes as there are GPUs; the plan's node may be larger.
+    if min(per_node, world) != min(usual, world):
+        found["hardware.gpus_per_node"] = per_node
+    return found
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -385,6 +404,8 @@ def _unused_environment(launch: Launch) -> list[Unused]:
     for name, value in launch.environment.items():
         if name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", TF32_VARIABLE[0]):
             continue
+        if (name, value) == ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"):
+            continue  # what moeplan's own launch files set, and its allowance for fragmentation assumes
         why = _LOST_ENVIRONMENT.get(name)
         found.append(Unused(name, value, f"{LOST}: {why}" if why else INERT))
     return found

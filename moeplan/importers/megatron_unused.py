@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from moeplan.importers.imported import INERT, LOST
 
 # Families of arguments that say where data, checkpoints and logs are, how the loss is optimised or how a model is
-# served: none changes what a training step allocates or computes by more than noise. Names from the parser of megatron-core
-# 0.19.2 (megatron/training/arguments.py and the dataclasses it draws from).
+# served: none changes what a training step allocates or computes by more than noise. Names from megatron-core
+# 0.19.2 (the parser of megatron/training/arguments.py and the dataclasses it draws from).
 _INERT_FAMILIES = re.compile(
     r"(no-|disable-)?("
     r"adam-|adlr-|app-tag|apply-wd|async-|biencoder-|bert-|block-data|calc-ft|check-|ckpt-|chat-template|clip-grad"

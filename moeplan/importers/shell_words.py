@@ -314,7 +314,7 @@ def _end_of_redirection(text: str, at: int) -> int:
 
 
 def _array(text: str, at: int) -> tuple[int, tuple[str, ...]]:
-    items = []
+    items: list[str] = []
     while at < len(text):
         if text.startswith("\\\n", at):
             at += 2
