@@ -138,8 +138,11 @@ def _refused(plan: Plan, target: str, found: list[Refusal]) -> PlanError:
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     remedy = found[0].remedy
     try:
-        _, changes = adapt(plan, target)
+        runs, _ = adapt(plan, target)
     except PlanError:
         return PlanError(f"--to {target}", found[0].reason + more, remedy)
-    nearest_plan = ", ".join(dict.fromkeys(change.partition(" (")[0] for change in changes))
-    return PlanError(f"--to {target}", found[0].reason + more, f"the nearest plan that runs: {nearest_plan} (--adapt)")
+    from moeplan.frameworks.carried import dotted
+
+    before = dotted(plan)
+    changed = ", ".join(f"{key}: {value}" for key, value in dotted(runs).items() if value != before[key])
+    return PlanError(f"--to {target}", found[0].reason + more, f"the nearest plan that runs has {changed} (--adapt)")

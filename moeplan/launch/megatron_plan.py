@@ -135,10 +135,10 @@ def _optimizer(plan: Plan) -> FlagList:
     flags = _value("optimizer.name", optimizer.name) | dict(SHARDING[optimizer.sharding])
     if optimizer.sharding >= 2:
         flags["--ckpt-format"] = ("fsdp_dtensor",)
-    if plan.precision not in ("fp32", "tf32"):
-        # fp16 has no flag for narrow gradients: without the wide ones they are fp16.
-        if plan.precision != "fp16" or optimizer.gradient_dtype == "fp32":
-            flags |= dict(GRADIENTS[optimizer.gradient_dtype])
+    # fp16 has no flag for narrow gradients: without the wide ones they are fp16.
+    unsaid = plan.precision == "fp16" and optimizer.gradient_dtype != "fp32"
+    if plan.precision not in ("fp32", "tf32") and not unsaid:
+        flags |= dict(GRADIENTS[optimizer.gradient_dtype])
     if optimizer.state_dtype != "fp32" or optimizer.offload_fraction > 0:
         flags["--use-precision-aware-optimizer"] = ()
         if optimizer.gradient_dtype == "bf16" and plan.precision != "fp16":
