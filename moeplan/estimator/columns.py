@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "fused_gradient_accumulation": True,
     "flash_attention": True,
     "cuda_graphs": False,
+    "dropout": False,  # attention and residual dropout: their masks are kept for backward
     "framework": "megatron",
     "overlap_grad_reduce": True,
     "overlap_param_gather": True,

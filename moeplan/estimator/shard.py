@@ -33,6 +33,7 @@ SHARD_COLUMNS: tuple[str, ...] = (
     "fused_cross_entropy",
     "flash_attention",
     "cuda_graphs",
+    "dropout",
     "framework",
     "offload_modules",
     "activation_offload_fraction",
@@ -71,6 +72,14 @@ def of_levels(table: Table, name: str, value: Callable[[Any], float]) -> Array:
     return np.take(levels, column.codes)
 
 
+def _is(table: Table, name: str, value: object) -> Array:
+    return of_levels(table, name, lambda level: float(level == value))
+
+
+def _holds(table: Table, name: str, item: str) -> Array:
+    return of_levels(table, name, lambda level: float(item in (level or ())))
+
+
 def shard_of(table: Table) -> Shard:
     """Build the shard of every row of ``table``, which must hold :data:`SHARD_COLUMNS`; arrays have shape (rows,).
 
@@ -84,42 +93,39 @@ def shard_of(table: Table) -> Shard:
     - ``dispatcher.<name>``, ``cp_comm.<name>``: 1 for the one in use;
     - ``recompute.<module>``: 1 where selective recomputation drops it, ``recompute.full``: 1 under full recomputation;
     - ``offload.<module>``: the fraction of that module's saved tensors that goes to the host;
-    - ``fused_cross_entropy``, ``flash_attention``, ``cuda_graphs``: 0 or 1;
+    - ``fused_cross_entropy``, ``flash_attention``, ``cuda_graphs``, ``dropout``: 0 or 1;
     - ``eager``: 1 where layers run Hugging Face's eager code (``fsdp2``, ``deepspeed``) rather than Megatron-Core's;
     - ``fused_norm``, ``fused_rope``: 1 where Transformer Engine's modules run (a norm inside the projection that it
-      feeds, rotary embedding without kept tables), 0 for Megatron-Core's local implementation.
+      feeds, rotary embedding without kept tables), 0 for Megatron-Core's local implementation;
+    - ``vocabulary_multiple``: what the vocabulary is padded to a multiple of (Megatron-LM
+      ``--make-vocab-size-divisible-by`` 128, times ``tp``).
     """
     values: dict[str, Array] = {}
     tp = table["tp"]
-    values["sp"] = np.where(np.isnan(table["sp"]), tp > 1, table["sp"]) * (tp > 1)
-    for field, name in (
-        ("activation", "activation_bytes"),
-        ("gemm_input", "gemm_input_bytes"),
-        ("parameter", "parameter_bytes"),
-        ("low", "low_precision"),
-    ):
-        values[name] = of_levels(table, "precision", lambda level, field=field: getattr(precision(level), field))
+    values["sp"] = np.where(np.isnan(table["sp"]), 1.0, table["sp"]) * (tp > 1)
+    values["activation_bytes"] = of_levels(table, "precision", lambda level: precision(level).activation)
+    values["gemm_input_bytes"] = of_levels(table, "precision", lambda level: precision(level).gemm_input)
+    values["parameter_bytes"] = of_levels(table, "precision", lambda level: precision(level).parameter)
+    values["low_precision"] = of_levels(table, "precision", lambda level: precision(level).low)
     for name in ("top_k", "capacity_factor", "load_imbalance"):
         values[name] = table[name]
     for name in DISPATCHERS:
-        values[f"dispatcher.{name}"] = of_levels(table, "dispatcher", lambda level, name=name: level == name)
+        values[f"dispatcher.{name}"] = _is(table, "dispatcher", name)
     for name in CP_COMMUNICATIONS:
-        values[f"cp_comm.{name}"] = of_levels(table, "cp_comm", lambda level, name=name: level == name)
-    selective = of_levels(table, "recompute", lambda level: level == "selective")
+        values[f"cp_comm.{name}"] = _is(table, "cp_comm", name)
+    selective = _is(table, "recompute", "selective")
     for module in RECOMPUTE_MODULES:
-        chosen = of_levels(table, "recompute_modules", lambda level, module=module: module in (level or ()))
-        values[f"recompute.{module}"] = selective * chosen
-    values["recompute.full"] = of_levels(table, "recompute", lambda level: level == "full")
+        values[f"recompute.{module}"] = selective * _holds(table, "recompute_modules", module)
+    values["recompute.full"] = _is(table, "recompute", "full")
     fraction = table["activation_offload_fraction"]
     for module in OFFLOAD_MODULES:
-        values[f"offload.{module}"] = fraction * of_levels(
-            table, "offload_modules", lambda level, module=module: module in (level or ())
-        )
-    for name in ("fused_cross_entropy", "flash_attention", "cuda_graphs"):
+        values[f"offload.{module}"] = fraction * _holds(table, "offload_modules", module)
+    for name in ("fused_cross_entropy", "flash_attention", "cuda_graphs", "dropout"):
         values[name] = table[name]
     values["eager"] = of_levels(table, "framework", lambda level: level != "megatron")
     values["fused_norm"] = 1.0 - values["eager"]
     values["fused_rope"] = np.ones_like(tp)
+    values["vocabulary_multiple"] = np.where(values["eager"] > 0, 1.0, 128.0 * tp)
     return Shard(
         tp=tp,
         cp=table["cp"],

@@ -15,7 +15,7 @@ from moeplan.frameworks.megatron_flags import TF32_VARIABLE, plan_values
 from moeplan.importers.imported import INERT, LOST, Imported, Unused
 from moeplan.importers.megatron_flags import Flags
 from moeplan.importers.megatron_layout import pipeline
-from moeplan.importers.megatron_model import architecture_document, dropout_lost
+from moeplan.importers.megatron_model import architecture_document
 from moeplan.importers.megatron_script import Launch, read_launch
 from moeplan.importers.recognise import choose_model
 from moeplan.plan import OFFLOAD_MODULES, RECOMPUTE_MODULES
@@ -159,7 +159,6 @@ def _plan_mapping(flags: Flags, launch: Launch, document: Mapping[str, Any], wor
             f"--global-batch-size {whole} is no multiple of --micro-batch-size {micro} times {dp} data-parallel ranks",
             "check --gpus: Megatron-LM refuses this too",
         )
-    dropout_lost(flags)
     plan = {
         "batch": {
             "sequence_length": flags.required("seq-length", "encoder-seq-length"),
@@ -385,7 +384,16 @@ def _kernels(flags: Flags, launch: Launch) -> dict[str, Any]:
         "fused_gradient_accumulation": not flags.has("no-gradient-accumulation-fusion"),
         "flash_attention": not unfused,
         "cuda_graphs": graphs != "none" or flags.has("enable-cuda-graph", "external-cuda-graph"),
+        "dropout": _dropout(flags),
     }
+
+
+def _dropout(flags: Flags) -> bool:
+    """Whether dropout masks are kept; both rates are 0.1 unless they are given (TransformerConfig)."""
+    hidden, attention = flags.number("hidden-dropout", 0.1), flags.number("attention-dropout", 0.1)
+    if (hidden > 0) != (attention > 0):
+        flags.lose("attention-dropout", "the plan has attention and residual dropout both on or both off")
+    return hidden > 0
 
 
 # Environment variables that a plan has no key for although they change how a step runs.

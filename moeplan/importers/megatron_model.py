@@ -11,7 +11,7 @@ from typing import Any
 
 from moeplan.errors import PlanError
 from moeplan.importers.megatron_flags import Flags
-from moeplan.importers.megatron_unused import REFUSED, why_unused
+from moeplan.importers.megatron_unused import REFUSED
 
 # Tokens in well-known vocabularies. GPT2BPETokenizer is what pretrain_gpt.py takes when no tokenizer is named
 # (args_defaults); its file holds 50,257 tokens. A TikTokenizer without --vocab-size is cut to 2^17
@@ -365,10 +365,3 @@ def _hybrid(flags: Flags, hidden: int) -> dict[str, Any]:
             "groups": flags.count("mamba-num-groups", 8),
         }
     return found
-
-
-def dropout_lost(flags: Flags) -> None:
-    """List dropout, which is 0.1 in Megatron unless it is switched off."""
-    for name in ("hidden-dropout", "attention-dropout"):
-        if name not in flags.values:
-            flags.lose(name, (why_unused(name) or "").partition(": ")[2], value="0.1 (Megatron's default)")

@@ -176,8 +176,6 @@ _LOST = {
     "cpu-offloading-retain-pinned-cpu-buffers": "the plan offloads modules, not whole layers",
     "distribute-saved-activations": "the plan keeps checkpoints whole, or cut by sequence parallelism",
     "fp32-residual-connection": "the plan keeps the residual stream in the training precision",
-    "hidden-dropout": "the plan has no dropout",
-    "attention-dropout": "the plan has no dropout",
     "fp8-param-gather": "the plan keeps and gathers parameters in bf16",
     "fp4-param-gather": "the plan keeps and gathers parameters in bf16",
     "reuse-grad-buf-for-mxfp8-param-ag": "the plan keeps and gathers parameters in bf16",
@@ -321,8 +319,6 @@ _ASSUMED = frozenset(
     ]
 )
 _NEUTRAL = {
-    "hidden-dropout": 0.0,
-    "attention-dropout": 0.0,
     "num-distributed-optimizer-instances": 1.0,
     "tensor-parallel-num-weight-shards": 1.0,
     "cpu-offloading-num-layers": 0.0,

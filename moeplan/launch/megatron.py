@@ -135,7 +135,11 @@ def nodes(plan: Plan) -> tuple[int, int]:
 
 
 def _model(plan: Plan) -> ModelFlags:
-    return model_flags(plan.architecture(), plan.moe.top_k, plan.mtp_layers, plan.batch.sequence_length)
+    found = model_flags(plan.architecture(), plan.moe.top_k, plan.mtp_layers, plan.batch.sequence_length)
+    if plan.kernels.dropout:
+        # A plan has dropout on or off; on is Megatron-LM's own rate.
+        found.flags.update({"--attention-dropout": ("0.1",), "--hidden-dropout": ("0.1",)})
+    return found
 
 
 def _notes(plan: Plan) -> list[str]:

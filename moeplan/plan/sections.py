@@ -165,6 +165,8 @@ class Kernels(Section):
     """Attention without the score matrix."""
     cuda_graphs: bool = False
     """Layers launched as CUDA graphs."""
+    dropout: bool = False
+    """Attention and residual dropout are on: their masks are kept for the backward pass."""
 
 
 class Overlap(Section):
