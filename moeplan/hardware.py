@@ -85,6 +85,7 @@ class GPU(Document):
         nic_gb_per_s: Network, per GPU and direction.
         gpus_per_node: GPUs in one host.
         usd_per_hour: Price range.
+        board_watts: Power limit of the board; bounds sustained clocks.
         sources: Where each figure comes from, by the name of the figure.
     """
 
@@ -106,6 +107,7 @@ class GPU(Document):
     nic_gb_per_s: Quantity
     gpus_per_node: Count = 8
     usd_per_hour: PriceRange | None = None
+    board_watts: Quantity | None = None
     sources: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -157,6 +159,7 @@ class GPU(Document):
             nic_gb_per_s=self.nic_gb_per_s,
             gpus_per_node=per_node,
             usd_per_hour=(price.low + price.high) / 2 if price is not None else math.nan,
+            board_watts=self.board_watts if self.board_watts is not None else math.nan,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Machine:
         nic_gb_per_s: Network, per GPU and direction.
         gpus_per_node: GPUs in one host.
         usd_per_hour: Rental price of one GPU, middle of the catalog's range; NaN when unknown.
+        board_watts: Power limit of the board, which bounds sustained clocks; NaN when unknown.
     """
 
     name: str
@@ -39,3 +41,4 @@ class Machine:
     nic_gb_per_s: float
     gpus_per_node: int
     usd_per_hour: float
+    board_watts: float = math.nan

@@ -13,6 +13,7 @@ bandwidth are the GPU's own, which is how the numbers transfer to GPUs that nobo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,9 +70,9 @@ class Kernels:
     def power(self, kind: str) -> float:
         """Board power over that of the GPU the share was fitted on, to the fitted exponent (sustained clocks)."""
         data = coefficients()["power"]
-        watts = data["watts"].get(self.machine.name)
+        watts = self.machine.board_watts
         reference = data["reference_watts"].get(self.machine.generation)
-        if watts is None or reference is None:
+        if math.isnan(watts) or reference is None:
             return 1.0
         return float((watts / reference) ** data["exponent"])
 
