@@ -13,7 +13,6 @@ from typing import Literal
 from moeplan.operators.base import Component, Shard, Weight, matrix, vector
 from moeplan.operators.saved import Saved, Step, element_bytes, gathered, gemm_bytes, scattered
 from moeplan.operators.work import Scan, Work, column_parallel, dense, row_parallel
-from moeplan.operators.work import Scan, Work, column_parallel, dense, row_parallel
 
 Cut = Literal["rows", "columns", "none"]
 
@@ -98,17 +97,6 @@ class Mixer:
         moved = tokens * (self.kept + self.inner) / shard.tp * shard.value("activation_bytes", 2.0)
         found.append(Scan(self.kind, tokens * self.scan_flops / shard.tp, 4.0 * moved))
         return found + list(row_parallel(self.kind, shard, self.hidden))
-
-    def work(self, shard: Shard) -> list[Work]:
-        """The projections, then one recurrence that reads what it keeps and writes its output."""
-        found: list[Work] = [*column_parallel(f"{self.kind}.input", shard, self.hidden)]
-        for projection in self.projections:
-            rows = projection.rows / (shard.tp if projection.cut == "rows" else 1.0)
-            columns = projection.columns / (shard.tp if projection.cut == "columns" else 1.0)
-            found.append(dense(projection.name, shard.tokens, rows, columns))
-        traffic = shard.tokens * (self.kept + self.inner) / shard.tp * shard.value("activation_bytes", 2.0)
-        found.append(Scan(self.kind, shard.tokens * self.scan_flops / shard.tp, traffic))
-        return found + list(row_parallel(f"{self.kind}.output", shard, self.hidden))
 
     def steps(self, shard: Shard) -> list[Step]:
         """The projections' input, what the recurrence reads, and what enters the output projection."""
