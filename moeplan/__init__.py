@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from moeplan.errors import PlanError
 
 if TYPE_CHECKING:
-    from moeplan.api import calculate, compare, estimate, max_batch, search
+    from moeplan.answers.sizing import calculate
+    from moeplan.api import compare, estimate, max_batch, search
     from moeplan.hardware import load_gpu
     from moeplan.model import load_model
     from moeplan.plan import Plan, load_plan
@@ -41,7 +42,7 @@ _HOME = {
     "load_plan": "moeplan.plan",
     "load_model": "moeplan.model",
     "load_gpu": "moeplan.hardware",
-    "calculate": "moeplan.api",
+    "calculate": "moeplan.answers.sizing",
     "compare": "moeplan.api",
     "estimate": "moeplan.api",
     "max_batch": "moeplan.api",
