@@ -42,6 +42,8 @@ def read_mapping(path: str | os.PathLike[str], limit_bytes: int = SIZE_LIMIT_BYT
 def parse_mapping(text: str, where: str, is_json: bool = False) -> dict[str, Any]:
     """Parse ``text`` as ``read_mapping`` parses a file; ``where`` names it in messages."""
     try:
+        # JSON may be indented with tabs, which YAML forbids, whatever its name ends in.
+        is_json = is_json or (text.lstrip().startswith("{") and _is_json(text))
         value = _parse_json(text, where) if is_json else _parse_yaml(text, where)
     except RecursionError:
         raise PlanError(where, "is nested too deeply", "flatten it") from None
@@ -138,6 +140,14 @@ def _read_text(path: Path, where: str, limit_bytes: int) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PlanError(where, f"is not UTF-8 text (byte {error.start})", "is it the right file?") from None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse_json(text: str, where: str) -> Any:

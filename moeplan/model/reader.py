@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moeplan import documents
 from moeplan.errors import PlanError, nearest
 from moeplan.model import catalog, counted, document
 from moeplan.model.architecture import Architecture
 from moeplan.model.families import FAMILIES
 from moeplan.model.fields import Fields
 from moeplan.model.harmless import HARMLESS, REFUSED_ANY, REFUSED_TRUE
-
-_LARGEST_FILE_BYTES = 16 * 2**20
-"""A configuration is a few kB; a file beyond this is something else, such as weights."""
 
 
 def load_model(reference: str | Path | Mapping[str, Any]) -> Architecture:
@@ -108,44 +105,14 @@ def _find(reference: str | Path) -> tuple[dict[str, Any], str]:
     path = Path(text).expanduser()
     try:
         if path.is_dir():
-            return _read_file(path / "config.json"), path.resolve().name
+            return documents.read_mapping(path / "config.json"), path.resolve().name
         if path.exists():
-            return _read_file(path), (
+            return documents.read_mapping(path), (
                 path.parent if path.name == "config.json" else path.with_suffix("")
             ).resolve().name
+    except PlanError:
+        raise
     except (OSError, ValueError) as error:
         raise PlanError(text[:200], f"cannot be read ({error})") from error
     remedy = nearest(text, catalog.model_names(), "see `moeplan models`, or give the path of a config.json")
     raise PlanError(text[:200], "no such model in the catalog and no such file", remedy)
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        if not path.exists():
-            raise PlanError(str(path), "there is no such file", "give a folder that holds a config.json")
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
-            raise PlanError(str(path), "is too large for a configuration", "give a config.json")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PlanError(str(path), "is not text in UTF-8", "give a config.json") from error
-    except OSError as error:
-        raise PlanError(str(path), f"cannot be read ({error.strerror or error})") from error
-    return _parse(text, path)
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise PlanError(str(path), f"is not valid YAML ({error})") from error
-    else:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(str(path), f"is not valid JSON ({error})", "give a config.json") from error
-    if not isinstance(value, dict):
-        raise PlanError(str(path), "does not hold a mapping", "give a config.json")
-    return value
