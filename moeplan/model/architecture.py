@@ -13,6 +13,8 @@ from moeplan.operators.attention import Attention, LatentAttention
 from moeplan.operators.base import COMPONENTS, Component, Shard, Weight, unsharded
 from moeplan.operators.counted import CountedExperts
 from moeplan.operators.embedding import Embedding, Head, TokenPredictionProjection
+from moeplan.operators.expert_attention import ExpertAttention
+from moeplan.operators.indexer import Indexer
 from moeplan.operators.mixer import Mixer
 from moeplan.operators.mlp import DenseMLP
 from moeplan.operators.moe import MoE
@@ -21,6 +23,8 @@ from moeplan.operators.norm import Norm
 Operator: TypeAlias = (
     Attention
     | LatentAttention
+    | ExpertAttention
+    | Indexer
     | Mixer
     | DenseMLP
     | MoE
@@ -119,7 +123,7 @@ class Architecture:
         inactive = 0.0
         for layer, repeats in Counter(self.layers).items():
             for operator in layer.operators:
-                if isinstance(operator, MoE | CountedExperts):
+                if isinstance(operator, MoE | CountedExperts | ExpertAttention):
                     routed = _by_component(operator.weights(unsharded()))["routed_experts"]
                     inactive += repeats * routed * (1 - operator.active_share(top_k))
         return self.total_parameters - round(inactive)

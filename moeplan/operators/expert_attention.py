@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeplan.operators.base import Shard, Weight, matrix, vector
 from moeplan.operators.attention import core_step
+from moeplan.operators.base import Shard, Weight, matrix, vector
 from moeplan.operators.saved import Saved, Step, element_bytes
 from moeplan.operators.work import Gemm, Work, attention_core, column_parallel, dense, elementwise, row_parallel
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertAttention:
-    """JetMoe's attention (arXiv:2404.07413, section 2.2): each chosen expert brings ``kv_heads`` query heads of its own.
+    """JetMoe's attention (arXiv:2404.07413, section 2.2): each chosen expert brings ``kv_heads`` query heads.
 
     Attributes:
         hidden: Width of the residual stream.

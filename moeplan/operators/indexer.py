@@ -1,4 +1,4 @@
-"""The indexer of sparse attention: small heads that score every earlier token, so that attention reads the best ones."""
+"""The indexer of sparse attention: small heads score earlier tokens, and attention reads the best."""
 
 from __future__ import annotations
 

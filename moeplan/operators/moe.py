@@ -30,8 +30,8 @@ class MoE:
         correction_bias: A trained per-expert score bias that the model counts as a parameter (not a buffer).
         score_function: What turns logits into scores.
         identity_experts: Experts without parameters that top-k may choose (LongCat).
-        expert_input: Width that experts read and write where it is not ``hidden`` (latent MoE), or None; two projections
-            lead there and back.
+        expert_input: Width that experts read and write where it is not ``hidden`` (latent MoE), or None; two
+            projections lead there and back.
         latent_bias: Those two projections have biases.
         output_bias: One bias over the block's output (JetMoe).
     """

@@ -23,6 +23,8 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 """Spellings of the number of routed experts: a family declares one and transformers 5 may save another."""
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 MTP_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+LEGACY_LAYER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
+"""Older spellings of ``layer_types``, as transformers' ``remap_legacy_layer_types`` reads them."""
 REQUIRED = object()
 Bias = Literal["none", "qkv", "all"]
 """Attention projections with biases."""
@@ -154,11 +156,12 @@ def sparse_after(f: Fields, layers: int, *names: str, default: Any = None) -> li
 
 def layer_types(f: Fields, layers: int, known: Sequence[str], default: Callable[[int], str] | None = None) -> list[str]:
     """The mixer of every layer by ``layer_types``, each one of ``known``."""
-    kinds = f.sequence("layer_types", default=None, length=layers)
+    kinds = f.sequence("layer_types", "layers_block_type", default=None, length=layers)
     if kinds is None:
         if default is None:
             raise f.error("layer_types", "is missing", f"give one of {', '.join(known)} for each layer")
         return [default(index) for index in range(layers)]
+    kinds = [LEGACY_LAYER_TYPES.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
     for kind in kinds:
         if kind not in known:
             raise f.error("layer_types", f"{kind!r} is not understood", f"known here: {', '.join(known)}")
@@ -193,6 +196,7 @@ def decoder(
     head_bias: bool = False,
     positions: int = 0,
     prediction: bool = False,
+    predicted: Layer | None = None,
     **facts: Any,
 ) -> Architecture:
     """Put a decoder together.
@@ -204,7 +208,8 @@ def decoder(
         tied: The family's default of ``tie_word_embeddings``.
         head_bias: The head has a bias.
         positions: Learned positions.
-        prediction: The family knows multi-token prediction: read its number, and repeat the last layer for it.
+        prediction: The family knows multi-token prediction: read its number.
+        predicted: The layer of such a depth; the last decoder layer by default.
         facts: Fields of :class:`ModelDetails` that the usual keys do not give.
     """
     hidden = hidden_size(f)
@@ -218,7 +223,7 @@ def decoder(
         layers=tuple(layers),
         final_norm=final,
         head=Head(vocabulary, hidden, tied=f.flag("tie_word_embeddings", default=tied), bias=head_bias),
-        mtp_layer=prediction_layer(final, layers[-1]) if mtp else None,
+        mtp_layer=prediction_layer(final, predicted or layers[-1]) if mtp else None,
         mtp_layers=mtp,
         max_sequence_length=f.integer("max_position_embeddings", "n_positions", default=None, most=LARGEST),
         details=details(f, **facts),

@@ -1,26 +1,22 @@
-"""Families with DeepSeek's MoE block: fused shared experts, first layers dense; latent or grouped-query attention."""
+"""Families with multi-head latent attention."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from moeplan.model.architecture import Architecture
+from moeplan.model.architecture import Architecture, Layer
 from moeplan.model.families.common import (
-    biases,
     decoder,
     dense_mlp,
     depth,
     family,
-    grouped_attention,
     hidden_size,
     latent_attention,
     mixture,
     plain_layer,
     shared_block,
     sparse_after,
-    windows,
 )
-from moeplan.model.fields import Fields
+from moeplan.model.fields import MOST_LAYERS, Fields
+from moeplan.operators.indexer import Indexer
 from moeplan.operators.moe import MoE
 from moeplan.operators.norm import Norm
 
@@ -55,47 +51,113 @@ def deepseek_v3(f: Fields) -> Architecture:
     return decoder(f, layers, prediction=True, score_function="sigmoid", correction_bias=True)
 
 
-@family("glm4_moe")
-def glm4_moe(f: Fields) -> Architecture:
-    """Grouped-query attention with biases on query, key and value, optional norms over each head."""
-    bias = biases(f, on="qkv")
-    qk_norm = "head" if f.flag("use_qk_norm", default=False) else None
-    attention = grouped_attention(f, bias=bias, qk_norm=qk_norm)
-    moe = deepseek_moe(f, score_function="sigmoid")
-    dense = dense_mlp(f)
-    norm = Norm(hidden_size(f))
-    sparse = sparse_after(f, depth(f), "first_k_dense_replace")
-    layers = [plain_layer(norm, attention, moe if is_sparse else dense) for is_sparse in sparse]
-    return decoder(f, layers, prediction=True, score_function="sigmoid", correction_bias=True)
-
-
-@family("dots1")
-def dots1(f: Fields) -> Architecture:
-    """Grouped-query attention with norms over each head."""
+def indexed(f: Fields, prediction: bool) -> Architecture:
+    """Sparse attention over latents: an indexer per layer, or one for several where ``indexer_types`` says."""
     layers = depth(f)
-    bias = biases(f)
-    attention = grouped_attention(f, qk_norm="head", bias=bias)
+    f.ignore("layer_types", "attention_type")
+    attention = latent_attention(f, window=f.integer("index_topk"))
+    if attention.q_lora_rank is None:
+        raise f.error("q_lora_rank", "is missing", "the indexer reads the query compression")
+    index = Indexer(
+        attention.hidden,
+        attention.q_lora_rank,
+        f.integer("index_n_heads"),
+        f.integer("index_head_dim"),
+        f.integer("index_topk"),
+    )
     moe = deepseek_moe(f, score_function="sigmoid")
-    dense = dense_mlp(f)
-    norm = Norm(hidden_size(f))
-    sparse = sparse_after(f, layers, "first_k_dense_replace")
-    last = f.integer("max_window_layers", default=layers, least=0)
-    spans = windows(f, layers, lambda index: index >= last)
+    dense = dense_mlp(f, bias=f.flag("mlp_bias", default=False))
+    norm = Norm(attention.hidden)
+    sparse = sparse_after(f, layers, "first_k_dense_replace", default=3)
+    kinds = f.sequence("indexer_types", default=["full"] * layers, length=layers)
+    for kind in kinds:
+        if kind not in ("full", "shared"):
+            raise f.error("indexer_types", f"{kind!r} is not understood", "give 'full' or 'shared'")
     return decoder(
         f,
         [
-            plain_layer(norm, replace(attention, window=span), moe if is_sparse else dense)
-            for span, is_sparse in zip(spans, sparse, strict=True)
+            Layer((norm, *((index,) if kind == "full" else ()), attention, norm, moe if is_sparse else dense))
+            for kind, is_sparse in zip(kinds, sparse, strict=True)
         ],
+        prediction=prediction,
         score_function="sigmoid",
         correction_bias=True,
     )
 
 
-@family("minimax_m2")
-def minimax_m2(f: Fields) -> Architecture:
-    """Every layer MoE with sigmoid scores; query/key norms over the full width."""
-    attention = grouped_attention(f, head_dim=128, qk_norm="full")
-    f.ignore("use_qk_norm", "qk_norm_type", "rotary_dim")
-    layer = plain_layer(Norm(hidden_size(f)), attention, mixture(f, "intermediate_size", score_function="sigmoid"))
-    return decoder(f, [layer] * depth(f), score_function="sigmoid", correction_bias=True)
+@family("deepseek_v32")
+def deepseek_v32(f: Fields) -> Architecture:
+    """DeepSeek-V3 with an indexer in every layer."""
+    return indexed(f, prediction=True)
+
+
+@family("glm_moe_dsa")
+def glm_moe_dsa(f: Fields) -> Architecture:
+    """GLM-5: DeepSeek-V3.2's block; some layers reuse the selection of an earlier one."""
+    layers = depth(f)
+    frequency = f.integer("index_topk_freq", default=1)
+    if frequency > 1 and f.raw("indexer_types", default=None) is None:
+        raise f.error(
+            "index_topk_freq", f"{frequency} needs indexer_types", f"list one kind for each of {layers} layers"
+        )
+    f.ignore("index_skip_topk_offset")
+    return indexed(f, prediction=True)
+
+
+@family("glm4_moe_lite")
+def glm4_moe_lite(f: Fields) -> Architecture:
+    """GLM-4.7-Flash: DeepSeek-V3's block, first layer dense."""
+    attention = latent_attention(f)
+    moe, dense, norm = deepseek_moe(f, score_function="sigmoid"), dense_mlp(f), Norm(hidden_size(f))
+    sparse = sparse_after(f, depth(f), "first_k_dense_replace", default=1)
+    layers = [plain_layer(norm, attention, moe if is_sparse else dense) for is_sparse in sparse]
+    return decoder(f, layers, prediction=True, score_function="sigmoid", correction_bias=True)
+
+
+@family("axk1")
+def axk1(f: Fields) -> Architecture:
+    """DeepSeek-V3's block with one more norm behind the experts."""
+    attention = latent_attention(f)
+    moe, dense, norm = deepseek_moe(f, score_function="sigmoid"), dense_mlp(f), Norm(hidden_size(f))
+    sparse = sparse_after(f, depth(f), "first_k_dense_replace", default=1)
+    layers = [
+        Layer((norm, attention, norm, moe, norm) if is_sparse else (norm, attention, norm, dense))
+        for is_sparse in sparse
+    ]
+    return decoder(f, layers, score_function="sigmoid", correction_bias=True)
+
+
+@family("longcat_flash")
+def longcat_flash(f: Fields) -> Architecture:
+    """A layer holds two attentions and two dense blocks; the MoE block bypasses the second half (shortcut-connected).
+
+    Top-k also chooses among identity experts. transformers' class allocates rows for them in one of its tensors; they
+    hold no parameters and are not counted here.
+    """
+    layers = int(f.integer("num_layers", most=MOST_LAYERS))
+    if f.integer("num_hidden_layers", default=2 * layers) not in (layers, 2 * layers):
+        raise f.error("num_hidden_layers", f"contradicts num_layers = {layers}", "remove it")
+    attention = latent_attention(f)
+    # One spelling may stand beside the other in files saved by transformers 5.
+    moe = mixture(
+        f,
+        "expert_ffn_hidden_size",
+        "moe_intermediate_size",
+        identity_experts=f.integer("zero_expert_num", default=256, least=0),
+        router_bias=f.flag("router_bias", default=False),
+    )
+    f.ignore("zero_expert_type", "mla_scale_q_lora", "mla_scale_kv_lora")
+    dense = dense_mlp(f, "ffn_hidden_size", "intermediate_size")
+    norm = Norm(attention.hidden)
+    layer = Layer((norm, attention, norm, moe, dense, norm, attention, norm, dense))
+    return decoder(f, [layer] * layers, correction_bias=True)
+
+
+@family("youtu", "minicpm3")
+def dense_latent(f: Fields) -> Architecture:
+    """Latent attention with a dense feed-forward in every layer."""
+    tied = True
+    bias = f.flag("mlp_bias", default=False) if f.mapping.get("model_type") == "minicpm3" else False
+    f.ignore("scale_emb", "scale_depth", "dim_model_base", "embedding_initializer_range")
+    layer = plain_layer(Norm(hidden_size(f)), latent_attention(f), dense_mlp(f, bias=bias))
+    return decoder(f, [layer] * depth(f), tied=tied)

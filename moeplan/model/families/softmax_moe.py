@@ -195,6 +195,7 @@ def ernie4_5_moe(f: Fields) -> Architecture:
     sparse = [(i + 1) % interval == 0 and start <= i <= end for i in range(layers)]
     dense = dense_mlp(f, bias=bias)
     norm = Norm(hidden)
+    f.ignore("moe_norm_min", "moe_capacity", "moe_gate", "moe_use_aux_free", "compression_ratio")
     return decoder(
         f,
         [plain_layer(norm, attention, moe if is_sparse else dense) for is_sparse in sparse],
