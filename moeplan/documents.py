@@ -41,17 +41,35 @@ def read_mapping(path: str | os.PathLike[str], limit_bytes: int = SIZE_LIMIT_BYT
 
 def parse_mapping(text: str, where: str, is_json: bool = False) -> dict[str, Any]:
     """Parse ``text`` as ``read_mapping`` parses a file; ``where`` names it in messages."""
-    try:
-        # JSON may be indented with tabs, which YAML forbids, whatever its name ends in.
-        is_json = is_json or (text.lstrip().startswith("{") and _is_json(text))
-        value = _parse_json(text, where) if is_json else _parse_yaml(text, where)
-    except RecursionError:
-        raise PlanError(where, "is nested too deeply", "flatten it") from None
+    value = _parse(text, where, is_json)
     if value is None:
         raise PlanError(where, "is empty", "write 'key: value' lines in it")
     if not isinstance(value, dict):
         raise PlanError(where, f"holds {_kind(value)} where a mapping belongs", "write 'key: value' lines")
     return value
+
+
+def read_text(path: str | os.PathLike[str], limit_bytes: int = SIZE_LIMIT_BYTES) -> str:
+    """Read a text file (raises PlanError when it cannot be read, is too large or is no UTF-8)."""
+    return _read_text(Path(path), os.fspath(path), limit_bytes)
+
+
+def read_list_or_mapping(
+    path: str | os.PathLike[str], limit_bytes: int = SIZE_LIMIT_BYTES
+) -> list[Any] | dict[str, Any]:
+    """Read a YAML or JSON file whose top level is a list or a mapping, as :func:`read_mapping` reads the latter."""
+    where = os.fspath(path)
+    value = _parse(_read_text(Path(path), where, limit_bytes), where, where.lower().endswith(".json"))
+    if not isinstance(value, list | dict):
+        raise PlanError(where, "holds neither a list nor a mapping", "write '- ' items or 'key: value' lines")
+    return value
+
+
+def _parse(text: str, where: str, is_json: bool) -> Any:
+    try:
+        return _parse_json(text, where) if is_json else _parse_yaml(text, where)
+    except RecursionError:
+        raise PlanError(where, "is nested too deeply", "flatten it") from None
 
 
 def write_text_atomically(
