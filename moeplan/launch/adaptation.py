@@ -83,6 +83,8 @@ def _coupled(column: str, value: Any) -> dict[str, Any]:
         return coupled if value == "full" else {**coupled, "recompute_method": None, "recompute_layers": None}
     if column == "recompute_modules":
         return {"recompute": "none"}
+    if column in ("pp", "vpp"):
+        return {"pipeline_layout": None} | ({"vpp": 1} if column == "pp" and value == 1 else {})
     return {}
 
 

@@ -154,7 +154,8 @@ def _refused_numbers(plan: Plan) -> list[Refusal]:
 
 def _refused_experts(plan: Plan) -> list[Refusal]:
     parallel, architecture = plan.parallel, plan.architecture()
-    found = []
+    found: list[Refusal] = []
+    changes: dict[str, Any]
     if parallel.ep > 1 and architecture.family not in PRESETS:
         reason = f"DeepSpeed's AutoEP has no preset for {architecture.family} ({', '.join(PRESETS)})"
         found.append(Refusal(reason, "set parallel.ep: 1", {"parallel.ep": 1}))
@@ -168,7 +169,12 @@ def _refused_experts(plan: Plan) -> list[Refusal]:
         found.append(Refusal(reason, "set parallel.cp: 1", {"parallel.cp": 1}))
     if parallel.pp > 1 and (parallel.ep > 1 or parallel.tp > 1):
         reason = "DeepSpeed's pipeline engine runs neither AutoTP nor AutoEP"
-        found.append(Refusal(reason, "set parallel.pp: 1", {"parallel.pp": 1, "parallel.vpp": 1}))
+        changes = {"parallel.pp": 1, "parallel.vpp": 1, "parallel.pipeline_layout": None}
+        found.append(Refusal(reason, "set parallel.pp: 1", changes))
+    if parallel.vpp > 1 or parallel.pipeline_layout is not None:
+        reason = "DeepSpeed has no virtual pipeline stages and no pipeline layouts"
+        changes = {"parallel.vpp": 1, "parallel.pipeline_layout": None}
+        found.append(Refusal(reason, "set parallel.vpp: 1 without a layout", changes))
     if parallel.tp > 1 and parallel.ep > 1 and plan.optimizer.offload_fraction > 0:
         reason = "DeepSpeed offloads nothing where AutoEP and AutoTP meet"
         found.append(Refusal(reason, "set optimizer.offload_fraction: 0", {"optimizer.offload_fraction": 0.0}))
@@ -179,7 +185,8 @@ def _refused_experts(plan: Plan) -> list[Refusal]:
 
 
 def _refused_kernels(plan: Plan) -> list[Refusal]:
-    found = []
+    found: list[Refusal] = []
+    changes: dict[str, Any]
     recompute = plan.recompute
     if recompute.granularity == "selective":
         changes = {"recompute.granularity": "full", "recompute.modules": []}
