@@ -107,8 +107,8 @@ def test_figures_are_the_published_ones(published: str, name: str) -> None:
     if gpu.vendor == "nvidia":
         assert peaks.nvfp4 == theirs["fp4"]
     assert gpu.hbm_gb_per_s == pytest.approx(row["mem_bw_GBps"] / dies)
-    # The table mixes what nvidia-smi and what torch report; the two differ by up to 1.6 %.
-    assert gpu.usable_gib == pytest.approx(row["usable_GiB_nvidia_smi"] / dies, rel=0.016)
+    # The table mixes what nvidia-smi and what torch report; the two differ by up to 2 %.
+    assert gpu.usable_gib == pytest.approx(row["usable_GiB_nvidia_smi"] / dies, rel=0.02)
     assert gpu.pcie_gb_per_s == row["pcie_GBps_unidirectional"]
     if name not in ("mi250x", "gh200-96gb"):
         assert gpu.nvlink_gb_per_s == (row["link_GBps_per_gpu_unidirectional"] or 0)
