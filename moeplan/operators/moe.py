@@ -10,7 +10,7 @@ import numpy as np
 from moeplan.operators.base import Array, Shard, Weight, matrix, vector
 from moeplan.operators.mlp import DenseMLP
 from moeplan.operators.saved import Saved, Step, element_bytes, gemm_bytes, quantized_gradient
-from moeplan.operators.work import Collective, Gemm, Traffic, Work, dense, elementwise
+from moeplan.operators.work import Collective, Gemm, Traffic, Work, dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,14 @@ class MoE:
         return top_k * self.experts / self.router_width
 
     def fullest(self, shard: Shard) -> Array:
-        """Tokens on the fullest expert-parallel rank over the mean; a capacity factor drops what is above it."""
+        """Tokens on the fullest expert-parallel rank over the mean.
+
+        A capacity factor drops what is above it; and no rank can receive more than every token once per expert it holds.
+        """
         capacity = shard.value("capacity_factor", np.nan)
-        imbalance = np.maximum(shard.value("load_imbalance", 1.0), 1.0)
+        chosen = self.chosen(shard)
+        most = shard.ep * np.minimum(self.local_experts(shard), chosen) / chosen
+        imbalance = np.minimum(np.maximum(shard.value("load_imbalance", 1.0), 1.0), np.maximum(most, 1.0))
         return np.where(np.isnan(capacity), imbalance, np.minimum(imbalance, capacity))
 
     def received(self, shard: Shard) -> Array:
@@ -143,7 +148,7 @@ class MoE:
         moe = ("moe",)
         return [
             dense("router", tokens, self.router_width, self.hidden, quantized=False, replay=moe),
-            Traffic("router.scores", 8.0 * scores, 6.0 * scores, 12.0, replay=moe),
+            Traffic("router.scores", 8.0 * scores, 6.0 * scores, 12.0, "expert", replay=moe),
             Traffic("permute", moved + sorted_rows, moved + sorted_rows, 6.0, "permute", replay=moe),
         ]
 
@@ -175,11 +180,12 @@ class MoE:
         groups = self.local_experts(shard)
         received = self.received(shard)
         per_expert = received / groups
+        inner = received * ffn * shard.value("activation_bytes", 2.0)
         accesses = (3.0, 5.0) if self.gated else (2.0, 3.0)
         rows = ffn * (2 if self.gated else 1)
         return [
             Gemm("experts.linear_fc1", per_expert, rows, width * np.ones(1), groups, grouped=True, replay=("moe",)),
-            elementwise("experts.activation", received * ffn, shard, accesses, replay=("moe", "moe_act")),
+            Traffic("experts.activation", accesses[0] * inner, accesses[1] * inner, 2.0, "expert", ("moe", "moe_act")),
             Gemm("experts.linear_fc2", per_expert, width * np.ones(1), ffn, groups, grouped=True, replay=("moe",)),
         ]
 

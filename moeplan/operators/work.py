@@ -83,8 +83,9 @@ class Traffic:
         forward: Bytes read and written in forward.
         backward: Bytes read and written in backward.
         kernels: Kernels launched in forward (backward launches half as many again).
-        pattern: ``stream`` for contiguous access, ``permute`` for gathers and scatters of rows, ``loss`` for reductions
-            over the vocabulary; each has its own share of the memory bandwidth.
+        pattern: ``stream`` for contiguous access, ``permute`` for gathers and scatters of rows, ``expert`` for routing
+            and the experts' activation, ``loss`` for reductions over the vocabulary; each has its own share of the
+            memory bandwidth.
         replay: Recomputation modules that run it again.
     """
 
@@ -92,7 +93,7 @@ class Traffic:
     forward: Array
     backward: Array
     kernels: float = 1.0
-    pattern: Literal["stream", "permute", "loss"] = "stream"
+    pattern: Literal["stream", "permute", "expert", "loss"] = "stream"
     replay: tuple[str, ...] = ()
 
 

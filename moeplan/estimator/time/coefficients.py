@@ -6,15 +6,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 
-@lru_cache(maxsize=1)
+_tried: ContextVar[Mapping[str, Any] | None] = ContextVar("_tried", default=None)
+
+
 def coefficients() -> Mapping[str, Any]:
-    """The data file as nested mappings; see its ``about`` entries for sources."""
+    """The fitted numbers as nested mappings."""
+    return _tried.get() or shipped()
+
+
+@contextmanager
+def trying(numbers: Mapping[str, Any]) -> Iterator[None]:
+    """Use other numbers than the shipped ones inside a ``with`` block: how they are fitted."""
+    token = _tried.set(numbers)
+    try:
+        yield
+    finally:
+        _tried.reset(token)
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Mapping[str, Any]:
+    """The data file as nested mappings."""
     text = (resources.files("moeplan.estimator.time") / "coefficients.json").read_text(encoding="utf-8")
     loaded: Mapping[str, Any] = json.loads(text)
     return loaded

@@ -26,6 +26,9 @@ from moeplan.operators.base import Array
 
 TILE = 128.0 * 128.0
 
+# What the best published GEMMs reach of a dense peak when power does not limit them (operator_efficiency.json: 0.80).
+_MOST_SUSTAINED = 0.85
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -65,16 +68,17 @@ class Kernels:
         """Share of the dense peak that a large GEMM sustains in a precision."""
         kind = precision(name).compute
         fitted = of_generation("gemm_share", self.machine.generation)
-        return float(fitted.get(kind, fitted["bf16"])) * self.power(kind)
+        # A GPU with power to spare for its arithmetic (H20) reaches its peak's limit, not more.
+        return min(float(fitted.get(kind, fitted["bf16"])) * self.power(), _MOST_SUSTAINED)
 
-    def power(self, kind: str) -> float:
-        """Board power over that of the GPU the share was fitted on, to the fitted exponent (sustained clocks)."""
+    def power(self) -> float:
+        """Sustained clocks: board power per peak FLOP over that of the GPU the share was fitted on."""
         data = coefficients()["power"]
-        watts = self.machine.board_watts
-        reference = data["reference_watts"].get(self.machine.generation)
-        if math.isnan(watts) or reference is None:
+        reference = data["reference"].get(self.machine.generation)
+        if math.isnan(self.machine.board_watts) or reference is None:
             return 1.0
-        return float((watts / reference) ** data["exponent"])
+        ratio = self.machine.board_watts / reference["watts"] / (self.peak("bf16") / (reference["tflops"] * 1e12))
+        return float(ratio ** data["exponent"])
 
     def gemm_s(
         self, m: Array, n: Array, k: Array, groups: Array, kind: str, section: str, moved: Array, weight: bool = False
@@ -112,7 +116,7 @@ class Kernels:
         share = shape["share"] * (shape["wide"] if qk_dim > 128 else 1.0) * self.speed("attention")
         share *= min(1.0, (qk_dim / 128) ** shape["narrow"])
         tail = 1 + shape["wave"] * self.machine.sms / np.maximum(blocks, 1.0)
-        return flops / (self.peak("bf16") * share * self.power("bf16")) * tail + shape["launch_us"] * 1e-6
+        return flops / (self.peak("bf16") * share * self.power()) * tail + shape["launch_us"] * 1e-6
 
     def traffic_s(self, moved: Array, kernels: float, pattern: str) -> Array:
         """Seconds of memory-bound kernels that move ``moved`` bytes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -64,7 +64,8 @@ class Pricer:
     @classmethod
     def of(cls, machine: Machine, factors: Mapping[str, float], table: Table) -> Pricer:
         """Bind a machine to a table that holds :data:`TIME_COLUMNS`."""
-        return cls(machine, Kernels(machine, factors), Links(machine, factors), table, shard_of(table))
+        shard = _per_micro_batch(shard_of(table))
+        return cls(machine, Kernels(machine, factors), Links(machine, factors), table, shard)
 
     def layer(self, layer: Layer) -> LayerTime:
         """The time of one layer."""
@@ -81,6 +82,8 @@ class Pricer:
                 forward, backward, weight = self.kernel(item)
                 _add(total, item, forward, backward, weight, self.shard)
                 host.add(_launches(item), item)
+        if layer.moe is not None:
+            self._synchronize(total)
         host.settle(total)
         communication.settle(total)
         return total
@@ -95,10 +98,36 @@ class Pricer:
         if isinstance(item, Traffic):
             forward = self.kernels.traffic_s(item.forward, item.kernels, item.pattern)
             backward = self.kernels.traffic_s(item.backward, 1.5 * item.kernels, item.pattern)
-            return zero + forward, zero + backward, zero
+            passes = 1.0
+            if item.pattern in ("permute", "expert"):
+                passes = self.eager_experts() * (coefficients()["eager_experts"]["passes"] - 1) + 1
+            return zero + forward * passes, zero + backward * passes, zero
         rate = self.kernels.peak("bf16") * coefficients()["scan_share"]
         seconds = np.maximum(item.flops / rate, item.traffic / self.kernels.memory_rate("stream"))
         return zero + seconds, zero + 2 * seconds, zero
+
+    def eager_experts(self) -> Array:
+        """1 where experts run eagerly, 0 where one fused path replays them under CUDA graphs.
+
+        The fused path (grouped MLP with quantization and activation inside, buffers of fixed size, full-iteration
+        graphs) exists for MXFP8 on Blackwell with HybridEP since NeMo 26.06; the factor ``fused_moe`` 0 stands for
+        software before it (Megatron-LM ``moe_paged_stash``, ``use_transformer_engine_op_fuser``).
+        """
+        fused = (
+            (self.machine.generation == "blackwell")
+            * _level(self.table, "precision", "mxfp8")
+            * self.shard.value("dispatcher.hybridep")
+            * self.shard.value("cuda_graphs")
+        )
+        return np.asarray(1.0 - fused * float(self.kernels.factors.get("fused_moe", 1.0)))
+
+    def _synchronize(self, total: LayerTime) -> None:
+        """Eager experts wait for the host, which waits for the number of tokens per expert."""
+        slow = float(self.kernels.factors.get("host_overhead", 1.0))
+        wait = self.eager_experts() * coefficients()["eager_experts"]["wait_us"] * 1e-6 * slow
+        total.forward = total.forward + wait
+        total.backward = total.backward + wait
+        total.operators["experts.wait"] = 2 * wait
 
     def _gemm(self, item: Gemm) -> tuple[Array, Array, Array]:
         m, n, k, groups = item.tokens, item.outputs, item.inputs, item.groups
@@ -183,6 +212,18 @@ class Pricer:
             "ep": (shard.ep, shard.etp),
         }[group]
         return self.links.span(size, stride)
+
+
+def _per_micro_batch(shard: Shard) -> Shard:
+    """Load imbalance as the exchange of one micro batch meets it.
+
+    Imbalance is measured over many sequences; tokens of one sequence route alike, so an expert-parallel group that sees
+    few sequences at a time fluctuates more: its excess grows with the square root of ``sequences`` over those it sees.
+    """
+    enough = coefficients()["routing"]["sequences"]
+    seen = np.maximum(shard.micro_batch_size * shard.ep * shard.etp / (shard.tp * shard.cp), 1.0)
+    excess = np.maximum(shard.value("load_imbalance", 1.0) - 1.0, 0.0) * np.sqrt(np.maximum(enough / seen, 1.0))
+    return replace(shard, values={**shard.values, "load_imbalance": 1.0 + excess})
 
 
 def layer_times(
@@ -280,7 +321,8 @@ class _Communication:
         for group in self.forward:
             forward, backward, hidden = self.forward[group], self.backward[group], self.hidden[group]
             leak = rules["interference"]
-            exposed_hidden = np.maximum(hidden - 0.7 * compute_b, 0.0) + leak * np.minimum(hidden, 0.7 * compute_b)
+            behind = np.minimum(hidden, 0.7 * compute_b)
+            exposed_hidden = hidden - behind + rules["tp_backward"] * behind
             if group == "tp":
                 share = np.where(overlap_tp, rules["tp_exposed"], 1.0)
                 forward, backward = forward * share, backward * share
