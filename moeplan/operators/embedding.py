@@ -6,9 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeplan.operators.base import Shard, Weight, matrix, vector
+from moeplan.operators.base import Array, Shard, Weight, matrix, vector
 from moeplan.operators.saved import Saved, Step, element_bytes, gathered, gemm_bytes, norm_tensors, scattered
 from moeplan.operators.work import Traffic, Work, column_parallel, dense, elementwise, row_parallel
+
+
+def padded_vocabulary(vocabulary: int, shard: Shard) -> Array:
+    """Rows that a framework allocates: Megatron-LM pads to a multiple of 128 times ``tp``, others do not pad."""
+    multiple = shard.value("vocabulary_multiple", 1.0)
+    return np.ceil(vocabulary / multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,9 @@ class Embedding:
 
     def weights(self, shard: Shard) -> list[Weight]:
         """The vocabulary's rows on this rank; positions are replicated."""
-        found = [vector("word_embeddings", "embedding", self.vocabulary / shard.tp * self.hidden)]
+        found = [
+            vector("word_embeddings", "embedding", padded_vocabulary(self.vocabulary, shard) / shard.tp * self.hidden)
+        ]
         if self.positions:
             found.append(vector("position_embeddings", "embedding", self.positions * self.hidden))
         return found
@@ -47,7 +55,9 @@ class Embedding:
         """
         size = element_bytes(shard)
         ids = 9.0 * shard.tokens * (shard.tp > 1) * (1.0 - shard.value("eager"))
-        gradient = shard.value("parameter_bytes", 2.0) * self.vocabulary / shard.tp * self.hidden
+        gradient = (
+            shard.value("parameter_bytes", 2.0) * padded_vocabulary(self.vocabulary, shard) / shard.tp * self.hidden
+        )
         masks = shard.value("dropout") * shard.sequence_tokens * self.hidden
         saved = (Saved("token ids", ids), Saved("dropout mask", masks))
         return [Step("embedding", saved, gradient + size * shard.tokens * self.hidden)]
@@ -72,7 +82,7 @@ class Head:
 
     def weights(self, shard: Shard) -> list[Weight]:
         """The projection's rows on this rank, unless tied."""
-        rows = self.vocabulary / shard.tp
+        rows = padded_vocabulary(self.vocabulary, shard) / shard.tp
         found = [] if self.tied else [matrix("output_layer", "lm_head", rows, self.hidden)]
         if self.bias:
             found.append(vector("output_layer.bias", "lm_head", rows))
@@ -86,13 +96,19 @@ class Head:
         exponential and sum, and its gradient computed and cast back (Megatron-LM
         ``megatron/core/tensor_parallel/cross_entropy.py``).
         """
-        logits = shard.tokens * self.vocabulary / shard.tp
+        logits = shard.tokens * padded_vocabulary(self.vocabulary, shard) / shard.tp
         fused = shard.value("fused_cross_entropy", 1.0)
         forward = logits * np.where(fused > 0, 8.0, 30.0)
         backward = logits * np.where(fused > 0, 4.0, 14.0)
         return [
             *column_parallel("output_layer", shard, self.hidden),
-            dense("output_layer", shard.tokens, self.vocabulary / shard.tp, self.hidden, quantized=False),
+            dense(
+                "output_layer",
+                shard.tokens,
+                padded_vocabulary(self.vocabulary, shard) / shard.tp,
+                self.hidden,
+                quantized=False,
+            ),
             Traffic("cross_entropy", forward, backward, 6.0, "loss"),
         ]
 
@@ -107,7 +123,7 @@ class Head:
         size = element_bytes(shard)
         eager = shard.value("eager")
         tokens = shard.tokens
-        logits = tokens * self.vocabulary / shard.tp
+        logits = tokens * padded_vocabulary(self.vocabulary, shard) / shard.tp
         fused = shard.value("fused_cross_entropy", 1.0) * (1.0 - eager)
         kept = np.where(fused > 0, size, 4.0) * logits + np.where(eager > 0, 8.0, 9.0) * tokens
         entering = shard.sequence_tokens * self.hidden

@@ -1,0 +1,195 @@
+"""Memory of every pipeline stage, as the allocator would read it: states, live activations, temporaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeplan.estimator.machine import Machine
+from moeplan.estimator.memory.buffers import outside, reserved, sharding_buffers, stage_buffers, workspaces
+from moeplan.estimator.memory.layers import LayerMemory, layer_memory
+from moeplan.estimator.memory.states import (
+    STATE_COLUMNS,
+    data_parallel,
+    dummy_gradients,
+    elements,
+    held_elements,
+    state_bytes,
+)
+from moeplan.estimator.shard import SHARD_COLUMNS, shard_of
+from moeplan.estimator.stages import Structure
+from moeplan.estimator.table import Column, Table
+from moeplan.model.architecture import Architecture
+from moeplan.operators.base import Array
+
+LAYER_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "recompute_method", "recompute_layers")
+"""Columns that a layer's activations depend on."""
+
+_JOINT_COLUMNS: tuple[str, ...] = (*LAYER_COLUMNS, "pp", "_pipeline")
+_HELD_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "fused_gradient_accumulation", "pp", "_pipeline")
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes by term; every array has shape (rows, moments), see :class:`~moeplan.estimator.stages.Structure`.
+
+    Attributes:
+        parameters: Weights, with low-precision copies.
+        gradients: The gradient buffer.
+        optimizer: Master weights and moments.
+        activations: Saved for backward, over all micro batches in flight.
+        transient: The climb of the backward pass above that.
+        buffers: Workspaces, dummy weight gradients, gather buffers, pipeline messages.
+        overhead: Outside the allocator: driver context, NCCL, dispatch buffers.
+        peak_allocated: What ``torch.cuda.max_memory_allocated()`` would read.
+        peak_reserved: What ``torch.cuda.max_memory_reserved()`` would read.
+    """
+
+    parameters: Array
+    gradients: Array
+    optimizer: Array
+    activations: Array
+    transient: Array
+    buffers: Array
+    overhead: Array
+    peak_allocated: Array
+    peak_reserved: Array
+
+
+def stage_memory(
+    architecture: Architecture,
+    machine: Machine,
+    table: Table,
+    structure: Structure,
+    factors: Mapping[str, float],
+) -> StageMemory:
+    """Price the memory of every moment of every candidate.
+
+    Args:
+        architecture: The model.
+        machine: The GPU.
+        table: Candidates with the columns of ``columns.DEFAULTS``.
+        structure: Their pipelines.
+        factors: Calibration factors; ``fragmentation`` scales what the allocator reserves beyond what is in use.
+    """
+    pipelines = structure.counts.shape[0]
+    extended = table.with_columns({"_pipeline": Column(tuple(range(pipelines)), structure.index)})
+    activations, transient = _gathered_activations(architecture, extended, structure)
+    held, held_index = extended.distinct(_HELD_COLUMNS)
+    dense, expert, gemm, largest = held_elements(held, structure)
+    fixed = _fixed(architecture, machine, held, structure)
+    bytes_table, bytes_index = table.distinct(STATE_COLUMNS)
+    per = state_bytes(bytes_table)
+    over_dense, over_expert = (1.0 / group for group in data_parallel(table))
+
+    def states(whole: Array, shared: Array) -> Array:
+        full, cut = np.take(whole, bytes_index), np.take(shared, bytes_index)
+        on_dense, on_expert = full + cut * over_dense, full + cut * over_expert
+        return dense[held_index] * on_dense[:, None] + expert[held_index] * on_expert[:, None]
+
+    parameters = states(per.parameter_whole, per.parameter_shared)
+    if per.copies.any():
+        parameters = parameters + (gemm + expert)[held_index] * np.take(per.copies, bytes_index)[:, None]
+    gradients = states(per.gradient_whole, per.gradient_shared)
+    optimizer = states(per.optimizer_whole, per.optimizer_shared)
+    buffers = fixed[held_index]
+    # Without fused accumulation each weight's gradient exists beside the main buffer until it is added to it.
+    unfused = 1.0 - table["fused_gradient_accumulation"]
+    if unfused.any():
+        transient = transient + unfused[:, None] * 2.0 * largest[held_index]
+    if (table["sharding"] >= 2).any():
+        buffers = buffers + _sharding_buffers(extended, structure)
+    overhead = np.broadcast_to(outside(machine, table)[:, None], buffers.shape)
+    allocated = parameters + gradients + optimizer + activations + transient + buffers
+    return StageMemory(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        transient=transient,
+        buffers=buffers,
+        overhead=overhead,
+        peak_allocated=allocated,
+        peak_reserved=reserved(allocated, factors.get("fragmentation", 1.0)),
+    )
+
+
+def _fixed(architecture: Architecture, machine: Machine, held: Table, structure: Structure) -> Array:
+    """Buffers that depend on the cut and the pipeline only; shape (held rows, moments)."""
+    pipeline = held["_pipeline"].astype(np.int64)
+    present = structure.counts[pipeline] > 0
+    moments = present.shape[1]
+    dummies = [dummy_gradients(held, structure.parts, present[:, moment]) for moment in range(moments)]
+    found = stage_buffers(architecture, held, structure) + workspaces(machine, held, structure)
+    return found + np.stack(dummies, axis=1)
+
+
+def _sharding_buffers(extended: Table, structure: Structure) -> Array:
+    """Gathered parameters and unreduced gradients of sharded training; shape (rows, moments)."""
+    held, index = extended.distinct((*_HELD_COLUMNS, "sharding", "overlap_grad_reduce", "overlap_param_gather"))
+    counted = elements(structure.parts, shard_of(held))
+    layer = (counted.dense + counted.expert)[:, None, :]
+    counts = structure.counts[held["_pipeline"].astype(np.int64)]
+    largest = ((counts > 0) * layer)[:, :, :-2].max(axis=2, initial=0.0)
+    root = (counts * layer)[:, :, -2:].sum(axis=2)
+    return sharding_buffers(held, largest, root, (counts * layer).sum(axis=2))[index]
+
+
+def part_memory(architecture: Architecture, table: Table, structure: Structure) -> list[LayerMemory]:
+    """What one layer of every part keeps under each row of ``table`` (which holds the shard's columns)."""
+    shard = shard_of(table)
+    return [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
+
+
+def _gathered_activations(architecture: Architecture, extended: Table, structure: Structure) -> tuple[Array, Array]:
+    """Saved bytes alive and the climb above them; both of shape (rows, moments)."""
+    joint, joint_index = extended.distinct(_JOINT_COLUMNS)
+    layers, layer_index = joint.distinct(LAYER_COLUMNS)
+    memory = part_memory(architecture, layers, structure)
+
+    def gather(name: str) -> Array:
+        return np.stack([getattr(part, name) for part in memory], axis=1)[layer_index][:, None, :]
+
+    kept, kept_full = gather("kept"), gather("kept_full")
+    climb, climb_full = gather("transient"), gather("transient_full")
+    full = (np.array([level == "full" for level in joint.columns["recompute"].levels]))[
+        joint.columns["recompute"].codes
+    ]
+    uniform = np.array([level == "uniform" for level in joint.columns["recompute_method"].levels])
+    uniform = uniform[joint.columns["recompute_method"].codes]
+    declared = joint["recompute_layers"]
+    block = full & ~np.isnan(declared) & ~uniform
+    # Uniform recomputation of N layers at a time keeps one input per group and rebuilds a whole group at once.
+    group = np.where(full & uniform & ~np.isnan(declared), np.maximum(np.nan_to_num(declared), 1.0), 1.0)[:, None, None]
+    group = np.concatenate([np.repeat(group, kept.shape[2] - 2, axis=2), np.ones((joint.rows, 1, 2))], axis=2)
+    everything = (full & ~block)[:, None, None]
+    pipeline = joint["_pipeline"].astype(np.int64)
+    live, redone = structure.live[pipeline], structure.recomputed_live[pipeline]
+    runs, redone_runs = structure.runs[pipeline], structure.recomputed_runs[pipeline]
+    redone = np.where(everything, live, redone)
+    redone_runs = np.where(everything, runs, redone_runs)
+    alive = ((live - redone) * kept + redone * kept_full / group).sum(axis=2)
+    once = (runs - redone_runs) * kept
+    # Backward meets the head first, then the layers that are not recomputed, then those that are, then the embedding.
+    share = _chunk_share(structure, pipeline)
+    head = once[:, :, -1]
+    plain = once[:, :, :-2].sum(axis=2) * share
+    before = np.repeat(head[:, :, None], runs.shape[2], axis=2)
+    before[:, :, -1] = 0.0
+    before[:, :, -2] += plain + (redone_runs * kept_full / group)[:, :, :-2].sum(axis=2) * share
+    present = runs > 0
+    peak = np.where(present & (runs > redone_runs), climb - before, 0.0).max(axis=2)
+    rebuilt = climb_full + (group - 1.0) * (climb_full - kept_full)
+    peak_full = np.where(present & (redone_runs > 0), rebuilt - before, 0.0)
+    peak_full[:, :, :-2] -= np.where(peak_full[:, :, :-2] > 0, plain[:, :, None], 0.0)
+    peak = np.maximum(peak, peak_full.max(axis=2))
+    return alive[joint_index], peak[joint_index]
+
+
+def _chunk_share(structure: Structure, pipeline: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Array:
+    """Share of a stage's layers that its largest virtual stage holds; shape (rows, moments)."""
+    layers = structure.counts[pipeline][:, :, :-2].sum(axis=2)
+    share: Array = np.minimum(structure.chunk_layers[pipeline] / np.maximum(layers, 1.0), 1.0)
+    return share

@@ -1,0 +1,137 @@
+"""Memory that is neither state nor activation: workspaces, gather buffers, pipeline messages, and what lies outside."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moeplan.estimator.machine import Machine
+from moeplan.estimator.shard import of_levels, shard_of
+from moeplan.estimator.stages import Structure
+from moeplan.estimator.table import Table
+from moeplan.model.architecture import Architecture, Layer
+from moeplan.operators.attention import Attention, LatentAttention
+from moeplan.operators.base import Array
+from moeplan.operators.saved import element_bytes
+
+MIB = float(1 << 20)
+GIB = float(1 << 30)
+
+# Transformer Engine pytorch/module/base.py get_cublas_workspace_size_bytes: 32 MiB from compute capability 9 on, 4 MiB
+# before; PyTorch aten/src/ATen/cuda/CublasHandlePool.cpp: 32 MiB from 9 on, 8 MiB + 128 KiB before.
+_TE_WORKSPACE = (4.0 * MIB, 32.0 * MIB)
+_TORCH_WORKSPACE = (8.125 * MIB, 32.0 * MIB)
+# Grouped linears spread over four streams, each with a workspace (get_multi_stream_cublas_workspace).
+_GROUPED_STREAMS = 4.0
+
+
+def workspaces(machine: Machine, table: Table, structure: Structure) -> Array:
+    """GEMM workspaces in the allocator, in bytes; shape (rows, moments). ``table`` holds ``_pipeline``."""
+    recent = int(machine.compute_capability >= 90 or machine.compute_capability == 0)
+    megatron = of_levels(table, "framework", lambda name: float(name == "megatron"))
+    counts = structure.counts[table["_pipeline"].astype(np.int64)]
+    moe = np.array([part.moe is not None for part in structure.parts])
+    head = np.arange(len(structure.parts)) == len(structure.parts) - 1
+    has_moe = (counts[:, :, moe] > 0).any(axis=2)
+    has_head = (counts[:, :, head] > 0).any(axis=2)
+    te = megatron[:, None] * _TE_WORKSPACE[recent] * (1.0 + _GROUPED_STREAMS * has_moe)
+    # PyTorch's own GEMMs run in the head and the router; Hugging Face's layers run nothing else.
+    torch: Array = _TORCH_WORKSPACE[recent] * np.maximum(has_head | has_moe, (megatron == 0)[:, None])
+    return te + torch
+
+
+def rotary_width(parts: tuple[Layer, ...]) -> float:
+    """Features that rotary embedding turns in one head, 0 without attention."""
+    for part in parts:
+        for operator in part.operators:
+            if isinstance(operator, LatentAttention):
+                return float(operator.qk_rope_head_dim)
+            if isinstance(operator, Attention):
+                return float(operator.head_dim)
+    return 0.0
+
+
+def stage_buffers(architecture: Architecture, table: Table, structure: Structure) -> Array:
+    """Tensors that a stage holds once, whatever its layers; bytes of shape (rows, moments).
+
+    - fp32 rotary frequencies of the local sequence, kept with the graph of every micro batch but one storage;
+    - the head's gathered input under sequence parallelism, in Megatron-Core's persistent ``GlobalMemoryBuffer``;
+    - on stages after the first, the gradient that was sent last, which 1F1B's loop still names while the next micro
+      batch runs (``schedules.py``, ``input_tensor_grad``); interleaved schedules also post the next receives early.
+    """
+    shard = shard_of(table)
+    pipeline = table["_pipeline"].astype(np.int64)
+    size = element_bytes(shard)
+    rope = 4.0 * table["sequence_length"] / table["cp"] * rotary_width(structure.parts)
+    has_head = structure.counts[pipeline][:, :, -1] > 0
+    megatron = (1.0 - shard.value("eager")) * (shard.tp > 1) * shard.value("sp")
+    gathered = megatron * size * shard.tokens * architecture.hidden
+    message = size * shard.sequence_tokens * architecture.hidden
+    later = structure.stage[pipeline] > 0
+    interleaved = (structure.chunk_layers[pipeline] < structure.counts[pipeline][:, :, :-2].sum(axis=2)) * 2.0
+    messages = (table["pp"] > 1)[:, None] * message[:, None] * (later + interleaved)
+    total: Array = rope[:, None] + has_head * gathered[:, None] + messages
+    return total
+
+
+def sharding_buffers(table: Table, largest_layer: Array, root: Array, trained: Array) -> Array:
+    """Gathered parameters and unreduced gradients of ZeRO-2, ZeRO-3 and FSDP2; bytes of shape (rows, moments).
+
+    Args:
+        table: Candidates.
+        largest_layer: Parameters of the largest layer before data-parallel sharding; shape (rows, moments).
+        root: Parameters of embedding, final norm and head on the stage; same shape.
+        trained: All parameters on the stage; same shape.
+
+    FSDP2 keeps the running unit and the prefetched one gathered in 16 bits, the root unit throughout, and the unreduced
+    gradient of one unit beside the one being reduced (PyTorch ``_fsdp_param_group.py``: implicit prefetch, one
+    reduce-scatter in flight). Megatron-FSDP double-buffers its units the same way (``param_and_grad_buffer.py``).
+    DeepSpeed reduces in buckets of 5e8 elements, two of them with overlap, and gathers up to 1e9 live parameters with a
+    prefetch bucket of 5e7 (``zero/config.py`` defaults).
+    """
+    stage = table["sharding"][:, None]
+    deepspeed = of_levels(table, "framework", lambda name: float(name == "deepspeed"))[:, None] > 0
+    size = np.minimum(shard_of(table).value("parameter_bytes"), 2.0)[:, None]
+    overlap = (1.0 + table["overlap_grad_reduce"])[:, None]
+    prefetch = (1.0 + table["overlap_param_gather"])[:, None]
+    units = np.where(stage >= 3, size * (prefetch * largest_layer + root), 0.0)
+    units += np.where(stage >= 2, size * overlap * largest_layer, 0.0)
+    buckets = np.where(stage >= 2, size * overlap * np.minimum(5e8, trained), 0.0)
+    buckets += np.where(stage >= 3, size * np.minimum(1e9 + 5e7, trained), 0.0)
+    return np.where(deepspeed, buckets, units)
+
+
+def outside(machine: Machine, table: Table) -> Array:
+    """Bytes outside PyTorch's allocator: driver context with loaded kernels, NCCL, expert-dispatch buffers; (rows,).
+
+    - CUDA context, cuBLAS, cuDNN and Transformer Engine kernels: 0.7 GiB with lazy loading off the first step's needs
+      (an H100 process that has run one GEMM and one attention shows 0.5 to 0.8 GiB in nvidia-smi beside its allocator).
+    - NCCL: every communicator registers about 4 MiB (NCCL_BUFFSIZE) per channel and peer direction; with 16 channels
+      and two directions, 128 MiB. Measured totals of 0.8 to 2.0 GB per rank: Zhang & Su 2025 (arXiv:2502.07846).
+    - DeepEP: NVLink and RDMA buffers by its own size hints for 20 SMs (``deep_ep_cpp.Config``), HybridEP likewise.
+    """
+    context = 0.7 * GIB
+    dense, expert = table["gpus"] / table["pp"] / table["tp"], table["ep"] * table["etp"]
+    per_stage = table["gpus"] / table["pp"]
+    groups = (
+        (table["tp"] > 1) * 1.0
+        + (table["cp"] > 1)
+        + (table["pp"] > 1)
+        + (dense > 1)
+        + (expert > 1)
+        + (per_stage / expert > 1)
+    )
+    nccl = groups * 128.0 * MIB
+    fast = of_levels(table, "dispatcher", lambda name: float(name in ("deepep", "hybridep")))
+    beyond = table["ep"] > max(machine.nvlink_domain, 1)
+    dispatch = fast * (expert > 1) * np.where(beyond, 1.0, 0.5) * GIB
+    return context + nccl + dispatch
+
+
+def reserved(allocated: Array, factors_fragmentation: float) -> Array:
+    """What the caching allocator holds when ``allocated`` is in use."""
+    return allocated * (1.0 + FRAGMENTATION * factors_fragmentation)
+
+
+FRAGMENTATION = 0.048
+"""Reserved over allocated at the peak, less one: the middle of 1.020 to 1.079 on ten stages of Megatron-Core runs on
+B200 without expandable segments (tests/reference/memory_measured.json)."""

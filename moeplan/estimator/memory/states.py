@@ -1,0 +1,183 @@
+"""Parameters, gradients and optimizer states that one rank holds, and Transformer Engine's dummy weight gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeplan.estimator.precision import GRADIENT_BYTES, OPTIMIZER_MOMENTS, STATE_BYTES, precision
+from moeplan.estimator.shard import of_levels, shard_of
+from moeplan.estimator.stages import Structure
+from moeplan.estimator.table import Table
+from moeplan.model.architecture import Layer
+from moeplan.operators.base import Array, Shard, Weight
+from moeplan.operators.embedding import Head, padded_vocabulary
+
+STATE_COLUMNS: tuple[str, ...] = (
+    "framework",
+    "precision",
+    "optimizer",
+    "sharding",
+    "state_dtype",
+    "gradient_dtype",
+    "offload_fraction",
+)
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Parameter elements on a rank, per part of the structure; arrays of shape (candidates, parts).
+
+    Attributes:
+        dense: On the attention grid.
+        expert: On the expert grid.
+        dense_gemm: Of ``dense``, matrices that low-precision GEMMs read.
+        largest: The largest single matrix.
+    """
+
+    dense: Array
+    expert: Array
+    dense_gemm: Array
+    largest: Array
+
+
+def elements(parts: Sequence[Layer], shard: Shard) -> Elements:
+    """Count every part's parameters on one rank."""
+    dense, expert, gemm, largest = [], [], [], []
+    zero = np.zeros_like(shard.tp)
+    for part in parts:
+        weights = part.weights(shard)
+        dense.append(sum((w.elements for w in weights if not w.expert), zero))
+        expert.append(sum((w.elements for w in weights if w.expert), zero))
+        gemm.append(sum((w.elements for w in weights if not w.expert and quantized(w)), zero))
+        sizes = [w.rows * w.columns + zero for w in weights]
+        largest.append(np.max(sizes, axis=0) if sizes else zero)
+    return Elements(*(np.stack(columns, axis=1) for columns in (dense, expert, gemm, largest)))
+
+
+def quantized(weight: Weight) -> bool:
+    """Whether low-precision training quantises a weight: routers, gates, embedding and head stay in 16 bits."""
+    return weight.gemm and weight.component not in ("router", "embedding", "lm_head") and "gate" not in weight.name
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes per parameter element that a rank holds, by what the element is; arrays of shape (rows,).
+
+    ``whole`` figures count for every element, ``shared`` ones are divided by the data-parallel group of the element.
+    """
+
+    parameter_whole: Array
+    parameter_shared: Array
+    copies: Array
+    gradient_whole: Array
+    gradient_shared: Array
+    optimizer_whole: Array
+    optimizer_shared: Array
+
+
+def state_bytes(table: Table) -> StateBytes:
+    """Bytes per element under each candidate's precision, optimizer and sharding.
+
+    Megatron-Core and DeepSpeed: 16-bit parameters, a gradient buffer in ``gradient_dtype``, an fp32 master copy and the
+    moments (18 bytes with fp32 gradients; 16 with 16-bit ones, Rajbhandari et al. 2020). PyTorch FSDP2 under a mixed
+    precision policy: fp32 parameters that are their own master, fp32 gradients, and 16-bit copies only while gathered.
+    """
+    stage = table["sharding"]
+    native = of_levels(table, "precision", lambda name: precision(name).parameter)
+    full = native >= 4.0
+    fsdp = of_levels(table, "framework", lambda name: float(name == "fsdp2")) > 0
+    parameter = np.where(fsdp, 4.0, native)
+    gradient = np.where(
+        fsdp | full, 4.0, of_levels(table, "gradient_dtype", lambda name: GRADIENT_BYTES.get(name, 4.0))
+    )
+    moment = of_levels(table, "state_dtype", lambda name: STATE_BYTES.get(name, 4.0))
+    count = of_levels(table, "optimizer", lambda name: OPTIMIZER_MOMENTS.get(name, 2.0))
+    # A precision-aware optimizer keeps of the master only the 16 bits that the bf16 parameter lacks
+    # (Megatron-LM optimizer_config.py, store_param_remainders).
+    remainder = of_levels(table, "precision", lambda name: float(name != "fp16")) > 0
+    master = np.where(fsdp | full, 0.0, np.where((moment < 4.0) & remainder, 2.0, 4.0))
+    states = (master + count * moment) * (1.0 - table["offload_fraction"])
+    # FSDP2 keeps the gathered 16-bit copy between forward and backward unless it reshards (stage 3).
+    kept = np.where(fsdp & (stage < 3) & ~full, 2.0, 0.0)
+    copies = of_levels(table, "precision", lambda name: precision(name).weight_copies)
+    shard_parameters = np.where(fsdp, stage >= 2, stage >= 3)
+    shard_gradients, shard_states = stage >= 2, stage >= 1
+    return StateBytes(
+        parameter_whole=np.where(shard_parameters, kept, parameter),
+        parameter_shared=np.where(shard_parameters, parameter, 0.0),
+        copies=np.where(of_levels(table, "framework", lambda name: float(name == "megatron")) > 0, copies, 0.0),
+        gradient_whole=np.where(shard_gradients, 0.0, gradient),
+        gradient_shared=np.where(shard_gradients, gradient, 0.0),
+        optimizer_whole=np.where(shard_states, 0.0, states),
+        optimizer_shared=np.where(shard_states, states, 0.0),
+    )
+
+
+def dummy_gradients(table: Table, parts: Sequence[Layer], present: NDArray[np.bool_]) -> Array:
+    """Transformer Engine's dummy weight gradients, in bytes; shape (rows,).
+
+    With fused gradient accumulation the weight gradient goes straight into the main buffer, and autograd is handed a
+    cached tensor instead: one per distinct weight shape in the process (``get_dummy_wgrad`` in Transformer Engine
+    ``pytorch/module/base.py``; grouped linears since 2.10; for the head Megatron-Core's ``tensor_parallel/layers.py``).
+
+    Args:
+        table: Rows with the shard's columns.
+        parts: The structure's parts.
+        present: Which parts a rank holds; shape (rows, parts).
+    """
+    shard = shard_of(table)
+    size = shard.value("parameter_bytes")
+    shapes: list[tuple[Array, Array, NDArray[np.bool_]]] = []
+    for index, part in enumerate(parts):
+        for rows, columns in _linear_shapes(part, shard):
+            shapes.append((rows + 0.0 * shard.tp, columns + 0.0 * shard.tp, present[:, index]))
+    total = np.zeros(table.rows)
+    for position, (rows, columns, here) in enumerate(shapes):
+        first = here.copy()
+        for other_rows, other_columns, there in shapes[:position]:
+            first &= ~((other_rows == rows) & (other_columns == columns) & there)
+        total += first * rows * columns * size
+    megatron = of_levels(table, "framework", lambda name: float(name == "megatron"))
+    return total * megatron * table["fused_gradient_accumulation"]
+
+
+def _linear_shapes(part: Layer, shard: Shard) -> list[tuple[Array, Array]]:
+    """The weight shapes of a part's linear layers; a tied head is the embedding's shape."""
+    shapes = [
+        (weight.rows, weight.columns)
+        for weight in part.weights(shard)
+        if quantized(weight) or (weight.gemm and weight.component == "lm_head")
+    ]
+    for operator in part.operators:
+        if isinstance(operator, Head) and operator.tied:
+            rows = padded_vocabulary(operator.vocabulary, shard) / shard.tp
+            shapes.append((rows, np.full(1, float(operator.hidden))))
+    return shapes
+
+
+def data_parallel(table: Table) -> tuple[Array, Array]:
+    """Ranks that share dense states (``dp * cp``) and expert states (expert data parallel), of shape (rows,)."""
+    per_stage = table["gpus"] / table["pp"]
+    return per_stage / table["tp"], per_stage / (table["ep"] * table["etp"])
+
+
+def held_elements(table: Table, structure: Structure) -> tuple[Array, Array, Array, Array]:
+    """Dense, expert and low-precision dense elements per moment, and the largest matrix; shape (rows, moments).
+
+    ``table`` must hold the shard's columns and ``_pipeline``, the row of the structure.
+    """
+    counted = elements(structure.parts, shard_of(table))
+    pipeline = table["_pipeline"].astype(np.int64)
+    counts = structure.counts[pipeline]
+    dense = np.einsum("rmp,rp->rm", counts, counted.dense)
+    embedding = len(structure.parts) - 2
+    # The head's copy of a tied embedding, or multi-token prediction's, where the embedding lives on another stage.
+    dense += structure.embedding_copies[pipeline] * counted.dense[:, embedding][:, None]
+    expert = np.einsum("rmp,rp->rm", counts, counted.expert)
+    gemm = np.einsum("rmp,rp->rm", counts, counted.dense_gemm)
+    largest = ((counts > 0) * counted.largest[:, None, :]).max(axis=2)
+    return dense, expert, gemm, largest
