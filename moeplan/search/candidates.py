@@ -1,7 +1,7 @@
 """All legal candidates of a search, never held at once: a body (layout, batch, pipeline) crossed with cheap knobs.
 
 A candidate is a *body* row together with a *knob* row. Rules that read only body columns have already thinned the
-bodies, rules that read only knobs the knobs; rules that read both become one table of allowed knobs per *class* of bodies::
+bodies, rules that read only knobs the knobs; rules that read both become one table of allowed knobs per class::
 
     bodies   layout batch pipeline | class          allowed   knob 0  knob 1  knob 2
     0        tp 1   mbs 1 pp 4     | 0              class 0     x       x
@@ -13,7 +13,7 @@ so candidates 0 and 1 are body 0 with knobs 0 and 1, candidates 4 and 5 body 2 w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -102,10 +102,10 @@ class Candidates:
                 )
         return Table(columns, int(index.size)), body
 
-    def of_layout(self, layout: int) -> tuple[Table, NDArray[np.int64]]:
-        """The candidates of one layout."""
+    def of_layout(self, layout: int) -> NDArray[np.int64]:
+        """The bodies of one layout, ascending."""
         order, edges = self._by_layout
-        return self.of(order[edges[layout] : edges[layout + 1]])
+        return order[edges[layout] : edges[layout + 1]]
 
     @cached_property
     def _by_layout(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -140,8 +140,10 @@ def candidates(
     bodies, layout = _bodies(known, found, cuts, chosen, fixed, fill_pipeline)
     body_class, allowed = _classes(known, bodies, knobs)
     alive: Mask = np.take(np.any(allowed, axis=1), body_class)
+    # Layouts without a candidate go too: a study must not spend trials on them.
+    used, layout = np.unique(layout[alive], return_inverse=True)
     return Candidates(
-        found, bodies.take(alive), layout[alive], knobs, body_class[alive], allowed, _raw(chosen, degrees, knobs)
+        found.take(used), bodies.take(alive), layout, knobs, body_class[alive], allowed, _raw(chosen, degrees, knobs)
     )
 
 
@@ -186,7 +188,7 @@ def _bodies(
     if fill_pipeline:
         full = table["micro_batch_size"] * table["gpus"] / (table["tp"] * table["cp"])
         levels, codes = np.unique(full, return_inverse=True)
-        column = Column(tuple(int(level) for level in levels), small(codes, len(levels)))
+        column = Column(tuple(levels.astype(int).tolist()), small(codes, len(levels)))
         table = table.with_columns({"global_batch_size": column})
     table = thin(table)
     parts = []
@@ -195,9 +197,8 @@ def _bodies(
         cell = {"vpp": cut.vpp, "mtp_layers": cut.mtp_layers, "pipeline_layout": cut.layout}
         by_pp.setdefault(cut.pp, []).append(cell)
     for pp, cells in by_pp.items():
-        levels = table.columns["pp"].levels
-        rows = table.take(table.columns["pp"].codes == levels.index(pp))
-        parts.append(_cross(rows, cells))
+        column = table.columns["pp"]
+        parts.append(_cross(table.take(np.asarray(column.codes == column.levels.index(pp))), cells))
     joined = _sorted(thin(_stack(parts))) if parts else table.take(slice(0, 0))
     layout = np.asarray(joined.columns["_layout"].codes)
     return Table({name: joined.columns[name] for name in BODY if name in joined.columns}, joined.rows), layout
@@ -314,10 +315,3 @@ def _worthwhile(known: Facts, classes: Table, knobs: Table) -> Mask:
             other = column.codes != column.levels.index(plain)
             allowed &= ~(moot[:, None] & other[None, :])
     return allowed
-
-
-def chunked(found: Candidates, size: int) -> Iterator[tuple[Table, NDArray[np.int64], int]]:
-    """All candidates in tables of about ``size`` rows, with each row's body and the number of the first candidate."""
-    for start, stop in found.spans(size):
-        table, body = found.of(range(start, stop))
-        yield table, body, int(found.first[start])

@@ -1,0 +1,207 @@
+"""What a search remembers while millions of candidates pass: the best per layout, the Pareto front, the near misses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeplan.estimator.table import Table
+from moeplan.operators.base import Array
+from moeplan.search.objectives import Objective
+from moeplan.search.request import Winner
+
+if TYPE_CHECKING:
+    from moeplan.estimator.price import Prices
+
+# Points of a Pareto front closer in memory than this part of the GPU are told as one: a front of a few dozen plans.
+_FRONT_RESOLUTION = 1 / 64
+# A plan that overflows by no more than this part of the GPU is worth telling when it would be faster than the best.
+_NEAR = 0.05
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One priced table.
+
+    Attributes:
+        table: The candidates.
+        prices: Their prices.
+        score: The objective, larger is better; shape (rows,).
+        tie: Decides among equals, larger is better; shape (rows,).
+        group: Layout of each row; shape (rows,).
+        body: Body of each row, ascending; shape (rows,).
+        numbers: Number of the first candidate of every body of the search.
+    """
+
+    table: Table
+    prices: Prices
+    score: Array
+    tie: Array
+    group: NDArray[Any]
+    body: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+    def number(self, row: int) -> int:
+        """The number of one row's candidate in the whole search, however the search came to it."""
+        body = self.body[row]
+        return int(self.numbers[body]) + row - int(np.searchsorted(self.body, body))
+
+    def winner(self, objective: Objective, row: int, score: float | None = None) -> Winner:
+        """One row as a :class:`Winner`; ``score`` ranks it otherwise than by the objective."""
+        prices = self.prices
+        return Winner(
+            row=self.table.row(row),
+            value=objective.value(float(self.score[row])),
+            score=float(self.score[row]) if score is None else score,
+            tie=float(self.tie[row]),
+            number=self.number(row),
+            group=int(self.group[row]),
+            tokens_per_s=float(prices.tokens_per_s[row]),
+            step_s=float(prices.step_s[row]),
+            device_bytes=float(prices.device_bytes[row]),
+            headroom_bytes=float(prices.headroom_bytes[row]),
+        )
+
+
+@dataclass
+class Best:
+    """The ``size`` best candidates, at most one per layout."""
+
+    size: int
+    held: list[Winner] = field(default_factory=list)
+
+    @property
+    def threshold(self) -> float:
+        """A score below which a candidate is not worth offering."""
+        return self.held[-1].score if len(self.held) >= self.size else -np.inf
+
+    def offer(self, winners: Iterable[Winner]) -> None:
+        """Take what is better than what is held."""
+        by_group: dict[int, Winner] = {}
+        for winner in sorted([*self.held, *winners], key=lambda winner: winner.rank):
+            by_group.setdefault(winner.group, winner)
+        self.held = list(by_group.values())[: self.size]
+
+
+def best_rows(score: Array, tie: Array, group: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Of ``rows``, the ``size`` best, at most one per group, the best first; equal rows in their order."""
+    order = rows[np.lexsort((rows, -tie[rows], -score[rows]))]
+    _, firsts = np.unique(group[order], return_index=True)
+    return order[np.sort(firsts)[:size]]
+
+
+@dataclass
+class Memory:
+    """Everything that a search keeps of what it has seen.
+
+    Attributes:
+        objective: What is maximized.
+        usable_bytes: Memory of the GPU.
+        top: The best that fit.
+        misses: The closest to fitting.
+        faster: The best of those that fail by little.
+        front: Tokens/s against memory, by memory ascending.
+        evaluated: Candidates priced.
+        fitting: Of those, candidates that fit.
+    """
+
+    objective: Objective
+    usable_bytes: float
+    top: Best
+    misses: Best
+    faster: Best
+    front: list[Winner] = field(default_factory=list)
+    evaluated: int = 0
+    fitting: int = 0
+
+    @classmethod
+    def empty(cls, objective: Objective, usable_bytes: float, size: int) -> Memory:
+        """Nothing seen yet."""
+        return cls(objective, usable_bytes, Best(size), Best(size), Best(size))
+
+    def digest(self, batch: Batch) -> Digest:
+        """What is worth keeping of a batch. Changes nothing: it reads thresholds, which only ever rise."""
+        fits = batch.prices.fits
+        fitting = np.flatnonzero(fits)
+        near = np.zeros(0, np.int64)
+        misses = near
+        if not fitting.size and not self.fitting:
+            closest = batch.prices.headroom_bytes
+            worth = np.flatnonzero(closest >= self.misses.threshold)
+            misses = best_rows(closest, batch.score, batch.group, worth, self.misses.size)
+        else:
+            best = self.top.held[0].score if self.top.held else -np.inf
+            close = ~fits & (batch.prices.headroom_bytes >= -_NEAR * self.usable_bytes)
+            near = np.flatnonzero(close & (batch.score > best) & (batch.score >= self.faster.threshold))
+            near = best_rows(batch.score, batch.tie, batch.group, near, self.faster.size)
+        worth = fitting[batch.score[fitting] >= self.top.threshold]
+        top = best_rows(batch.score, batch.tie, batch.group, worth, self.top.size)
+        front = self._front_rows(batch, fitting)
+        return Digest(
+            top=[batch.winner(self.objective, int(row)) for row in top],
+            misses=[batch.winner(self.objective, int(row), float(batch.prices.headroom_bytes[row])) for row in misses],
+            faster=[batch.winner(self.objective, int(row)) for row in near],
+            front=[batch.winner(self.objective, int(row)) for row in front],
+            evaluated=batch.table.rows,
+            fitting=int(fitting.size),
+        )
+
+    def absorb(self, digest: Digest) -> None:
+        """Add what was worth keeping of a batch."""
+        self.top.offer(digest.top)
+        self.misses.offer(digest.misses)
+        self.faster.offer(digest.faster)
+        self.front = pareto([*self.front, *digest.front])
+        self.evaluated += digest.evaluated
+        self.fitting += digest.fitting
+
+    def near_misses(self) -> tuple[Winner, ...]:
+        """The closest to fitting when nothing fits, else the better ones that fail by little."""
+        if not self.top.held:
+            return tuple(self.misses.held)
+        best = self.top.held[0].score
+        return tuple(winner for winner in self.faster.held if winner.score > best)
+
+    def thinned_front(self) -> tuple[Winner, ...]:
+        """The front, one point for each 1/64 of the GPU's memory (the fastest there)."""
+        cells = {int(winner.device_bytes / (self.usable_bytes * _FRONT_RESOLUTION)): winner for winner in self.front}
+        return tuple(cells.values())
+
+    def _front_rows(self, batch: Batch, fitting: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows that no row of the batch and nothing held beats in both criteria."""
+        memory, speed = batch.prices.device_bytes[fitting], batch.prices.tokens_per_s[fitting]
+        held = self.front
+        if held:
+            limits = np.array([winner.device_bytes for winner in held])
+            speeds = np.array([0.0, *(winner.tokens_per_s for winner in held)])
+            open_ = speed >= speeds[np.searchsorted(limits, memory, side="right")]
+            fitting, memory, speed = fitting[open_], memory[open_], speed[open_]
+        order = np.lexsort((fitting, -speed, memory))
+        ranked = speed[order]
+        before = np.concatenate([[-np.inf], np.maximum.accumulate(ranked)[:-1]]) if ranked.size else ranked
+        return fitting[order[ranked > before]]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What is worth keeping of one batch; see :class:`Memory`."""
+
+    top: list[Winner]
+    misses: list[Winner]
+    faster: list[Winner]
+    front: list[Winner]
+    evaluated: int
+    fitting: int
+
+
+def pareto(winners: Iterable[Winner]) -> list[Winner]:
+    """Winners that no other beats in both memory and tokens/s, the leanest first; of equal ones the lowest number."""
+    front: list[Winner] = []
+    for winner in sorted(winners, key=lambda winner: (winner.device_bytes, -winner.tokens_per_s, winner.number)):
+        if not front or winner.tokens_per_s > front[-1].tokens_per_s:
+            front.append(winner)
+    return front
