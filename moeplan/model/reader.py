@@ -12,6 +12,7 @@ from moeplan.errors import PlanError, nearest
 from moeplan.model import catalog, counted, document
 from moeplan.model.architecture import Architecture
 from moeplan.model.families import FAMILIES
+from moeplan.model.families.common import MTP_LAYERS
 from moeplan.model.fields import Fields
 from moeplan.model.harmless import HARMLESS, REFUSED_ANY, REFUSED_TRUE
 
@@ -84,7 +85,8 @@ def read_hugging_face(mapping: Mapping[str, Any], where: str) -> Architecture:
         if fields.raw(key, default=None):
             raise fields.error(key, "is not understood", "remove it if the model's weights do not depend on it")
     architecture = reader(fields)
-    unread = fields.unread(HARMLESS)
+    # A family without multi-token prediction may still say that it has none.
+    unread = [key for key in fields.unread(HARMLESS) if mapping[key] or key not in MTP_LAYERS]
     if unread:
         key = unread[0]
         raise fields.error(

@@ -234,7 +234,8 @@ class MoE:
         eager = shard.value("eager")
         sigmoid = float(self.score_function == "sigmoid")
         core = tokens * 20.0 * chosen + logits * (1.0 + self._probability_bytes) + sigmoid * 4.0 * (logits + tokens)
-        copies = sigmoid * (4.0 * self.router_width * self.hidden + 2.0 * tokens * self.hidden)
+        own = 4.0 if self.shared is not None else 2.0  # the shared experts keep the 16-bit input beside it
+        copies = sigmoid * (4.0 * self.router_width * self.hidden + own * tokens * self.hidden)
         plain = 4.0 * logits + 12.0 * tokens * chosen + 4.0 * tokens + copies
         return (Saved("scores", np.where(eager > 0, plain, core), ("moe",)),)
 
