@@ -85,7 +85,11 @@ class Fields:
         return float(value)
 
     def flag(self, *names: str, default: Any = _REQUIRED) -> Any:
-        """A boolean (or the default, unchecked)."""
+        """A boolean (or the default, unchecked). An explicit null under a default of true is neither: it is refused."""
+        if default is True:
+            for name in names:
+                if name in self.mapping and self.mapping[name] is None:
+                    raise self.error(name, "null is neither true nor false", "say which")
         value = self.raw(*names, default=default)
         if value is not default and not isinstance(value, bool):
             raise self.error(names[0], f"{value!r} is not true or false")

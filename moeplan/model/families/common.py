@@ -74,7 +74,8 @@ def grouped_attention(
     required = {} if head_dim is REQUIRED else {"default": None}
     width = f.integer("head_dim", **required)
     if width is None:
-        width = hidden // heads if head_dim == "split" else head_dim
+        # An explicit null splits the hidden size whatever the family's default is, as the classes read it.
+        width = hidden // heads if head_dim == "split" or "head_dim" in f.mapping else head_dim
     if width < 1:
         raise f.error("num_attention_heads", f"{heads} heads do not fit a hidden size of {hidden}")
     attention = Attention(
@@ -95,19 +96,28 @@ def biases(f: Fields, *, default: bool = False, on: Bias = "all", key: str = "at
     return on if f.flag(key, default=default) else "none"
 
 
+def untied(f: Fields, why: str) -> None:
+    """Refuse tied embeddings for families whose class does not tie them."""
+    if f.flag("tie_word_embeddings", default=False):
+        raise f.error("tie_word_embeddings", why, "set it to false")
+
+
 def check_groups(f: Fields, heads: int, kv_heads: int) -> None:
     """Query heads share key/value heads in equal groups."""
     if heads % kv_heads:
         raise f.error("num_key_value_heads", f"{kv_heads} does not divide num_attention_heads = {heads}")
 
 
-def latent_attention(f: Fields, **features: Any) -> LatentAttention:
+def latent_attention(f: Fields, *, stated: bool = True, **features: Any) -> LatentAttention:
     """Multi-head latent attention. ``head_dim`` says nothing (it is the rotary width), nor do the key/value heads.
 
-    ``q_lora_rank`` is null where queries are projected directly, and files without nulls leave it out.
+    ``q_lora_rank`` is null where queries are projected directly. Unless ``stated``, it may be left out for that: some
+    classes default to null, and DeepSeek's own are widely saved without nulls.
     """
     heads = f.integer("num_attention_heads")
     f.ignore("num_key_value_heads", "head_dim", "qk_head_dim")
+    if stated and "q_lora_rank" not in f.mapping:
+        raise f.error("q_lora_rank", "is missing", "add it (null where queries are projected directly)")
     return LatentAttention(
         hidden=hidden_size(f),
         heads=heads,

@@ -7,6 +7,7 @@ from typing import Any
 
 from moeplan.model.architecture import Architecture, Layer
 from moeplan.model.families.common import (
+    REQUIRED,
     biases,
     decoder,
     dense_mlp,
@@ -51,7 +52,10 @@ def dots1(f: Fields) -> Architecture:
     layers = depth(f)
     bias = biases(f)
     attention = grouped_attention(f, qk_norm="head", bias=bias)
-    moe = deepseek_moe(f, score_function="sigmoid")
+    if f.raw("n_shared_experts", default=None) is None:
+        moe = mixture(f, "moe_intermediate_size", score_function="sigmoid")
+    else:
+        moe = deepseek_moe(f, score_function="sigmoid")
     dense = dense_mlp(f)
     norm = Norm(hidden_size(f))
     sparse = sparse_after(f, layers, "first_k_dense_replace")
@@ -81,7 +85,9 @@ def afmoe(f: Fields) -> Architecture:
     """Sandwich norms, an output gate, norms over each head; the router's bias is a parameter."""
     layers = depth(f)
     norm = Norm(hidden_size(f))
-    attention = grouped_attention(f, kv_heads="heads", head_dim=128, bias=biases(f), qk_norm="head", output_gate=True)
+    attention = grouped_attention(f, kv_heads="heads", head_dim=128, qk_norm="head", output_gate=True)
+    if f.flag("attention_bias", default=False):
+        raise f.error("attention_bias", "biases are not understood for this family", "set it to false")
     moe = deepseek_moe(f, score_function="sigmoid", correction_bias=True)
     dense = dense_mlp(f)
     sparse = sparse_after(f, layers, "num_dense_layers", default=1)
@@ -132,7 +138,7 @@ def exaone_windows(f: Fields, layers: int) -> list[int | None]:
 @family("solar_open")
 def solar_open(f: Fields) -> Architecture:
     """Every layer is MoE."""
-    attention = grouped_attention(f, head_dim=128, bias=biases(f))
+    attention = grouped_attention(f, head_dim=128, bias=biases(f, on="qkv"))
     moe = deepseek_moe(f, score_function="sigmoid")
     f.ignore("intermediate_size", "first_k_dense_replace", "use_qk_norm")
     return decoder(f, [plain_layer(Norm(hidden_size(f)), attention, moe)] * depth(f), **SIGMOID)
@@ -143,7 +149,8 @@ def mimo_v2_flash(f: Fields) -> Architecture:
     """Two shapes of attention: full layers, and sliding ones with sinks and key/value heads of their own."""
     layers = depth(f)
     norm = Norm(hidden_size(f))
-    full = grouped_attention(f, bias=biases(f), v_head_dim=f.integer("v_head_dim"))
+    full = grouped_attention(f, head_dim=REQUIRED, bias=biases(f, on="qkv"), v_head_dim=f.integer("v_head_dim"))
+    f.integer("sliding_window")  # required: without it no layer would slide
     # Sliding layers have twice the key/value heads (the class fixes it; hub files spell it out).
     sliding = replace(full, kv_heads=2 * full.kv_heads, sinks=True)
     own = {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "head_dim": "head_dim"}
@@ -173,8 +180,11 @@ def hy_v3(f: Fields) -> Architecture:
     """Norms over each head, first layer dense."""
     layers = depth(f)
     attention = grouped_attention(f, head_dim=128, qk_norm="head", bias=biases(f))
-    moe = deepseek_moe(f, score_function="sigmoid")
-    dense = dense_mlp(f, bias=f.flag("mlp_bias", default=False))
+    bias = f.flag("mlp_bias", default=False)
+    if f.integer("num_shared_experts", "n_shared_experts", least=0) == 0:
+        raise f.error("num_shared_experts", "the family's class always has some", "give at least 1")
+    moe = deepseek_moe(f, score_function="sigmoid", shared_bias=bias)
+    dense = dense_mlp(f, bias=bias)
     f.ignore("enable_moe_fp32_combine")
     sparse = sparse_after(f, layers, "first_k_dense_replace", default=1)
     norm = Norm(hidden_size(f))
@@ -250,8 +260,8 @@ def laguna(f: Fields) -> Architecture:
         base = replace(base, head_gate=True)
     elif gating == "per-element":
         base = replace(base, output_gate=True)
-    elif gating is not False:
-        raise f.error("gating", f"{gating!r} is not understood", "give true, false, per-head or per-element")
+    else:
+        raise f.error("gating", f"{gating!r} is not understood", "give true, per-head or per-element")
     heads = f.integers("num_attention_heads_per_layer", default=[base.heads] * layers, length=layers, least=1)
     shared = shared_block(f, f.integer("shared_expert_intermediate_size", least=0))
     moe = mixture(f, "moe_intermediate_size", shared=shared, score_function="sigmoid", correction_bias=True)

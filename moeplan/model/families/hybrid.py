@@ -20,6 +20,7 @@ from moeplan.model.families.common import (
     plain_layer,
     shared_block,
     sparse_after,
+    untied,
 )
 from moeplan.model.families.latent import deepseek_moe
 from moeplan.model.families.softmax_moe import interleaved_sparse
@@ -214,11 +215,11 @@ def falcon_h1(f: Fields) -> Architecture:
         f.integer("mamba_n_groups"),
         f.integer("mamba_d_conv"),
         conv_bias=f.flag("mamba_conv_bias", default=True),
-        bias=f.flag("mamba_proj_bias", default=False),
         gated_norm=f.flag("mamba_rms_norm", default=False),
     )
-    if f.flag("projectors_bias", default=False):
-        raise f.error("projectors_bias", "is not understood", "set it to false")
+    for key in ("projectors_bias", "mamba_proj_bias"):
+        if f.flag(key, default=False):
+            raise f.error(key, "biases are not understood for this family", "set it to false")
     f.ignore(
         *(key for key in f.mapping if key.endswith(("_multiplier", "_multipliers")) or key.startswith("time_step_"))
     )
@@ -263,7 +264,7 @@ def nemotron_h(f: Fields) -> Architecture:
         if kind == "linear_attention":
             built[kind] = _nemotron_mamba(f, hidden)
         elif kind == "full_attention":
-            built[kind] = grouped_attention(f, bias=biases(f))
+            built[kind] = grouped_attention(f)
         elif kind == "mlp":
             built[kind] = dense_mlp(f, gated=False, bias=bias)
         elif kind in kinds or f.has("n_routed_experts"):
@@ -292,6 +293,9 @@ def nemotron_h(f: Fields) -> Architecture:
         "num_local_experts",
         "num_query_groups",
     )
+    # The class gives attention no biases whatever attention_bias says, and the mixer those of use_bias.
+    f.ignore("attention_bias", "mamba_proj_bias")
+    untied(f, "transformers' class does not tie them")
     norm = Norm(hidden)
     blocks = tuple(operator for kind in predicted or () for operator in (norm, built[kind]) if kind in built)
     return decoder(
@@ -306,7 +310,6 @@ def nemotron_h(f: Fields) -> Architecture:
 
 
 def _nemotron_mamba(f: Fields, hidden: int) -> Mixer:
-    bias = f.flag("mamba_proj_bias", default=False) or f.flag("use_bias", default=False)
     return mamba2(
         hidden,
         f.integer("mamba_num_heads"),
@@ -315,7 +318,7 @@ def _nemotron_mamba(f: Fields, hidden: int) -> Mixer:
         f.integer("n_groups", "mamba_n_groups"),
         f.integer("conv_kernel", "mamba_d_conv", default=4),
         conv_bias=f.flag("use_conv_bias", "mamba_conv_bias", default=True),
-        bias=bias,
+        bias=f.flag("use_bias", default=False),
     )
 
 
@@ -389,7 +392,7 @@ def lfm2(f: Fields) -> Architecture:
 def kimi_linear(f: Fields) -> Architecture:
     """Kimi delta attention with latent attention without positions in between; first layer dense."""
     layers = depth(f)
-    latent = latent_attention(f)
+    latent = latent_attention(f, stated=False)
     nested = f.section("linear_attn_config", default=None)
     names = {"heads": "linear_num_heads", "head_dim": "linear_head_dim", "conv": "linear_conv_kernel_dim"}
     sizes = {key: f.integer(name, default=None) for key, name in names.items()}
@@ -415,7 +418,7 @@ def kimi_linear(f: Fields) -> Architecture:
 def bailing_hybrid(f: Fields) -> Architecture:
     """Ling 3: delta attention with full gates, latent attention at every ``layer_group_size``-th layer."""
     layers = depth(f)
-    latent = latent_attention(f)
+    latent = latent_attention(f, stated=False)
     # In files saved by transformers 5, head_dim has become the rotary width and the linear keys hold the heads.
     width = f.integer("linear_head_dim", default=None) or f.integer("head_dim")
     heads = f.integer("linear_num_heads", default=latent.heads)
@@ -429,6 +432,7 @@ def bailing_hybrid(f: Fields) -> Architecture:
 
 def _delta_and_latent(f: Fields, kinds: list[str], latent: LatentAttention, delta: Mixer) -> Architecture:
     norm = Norm(latent.hidden)
+    untied(f, "transformers' class does not tie them")
     moe, dense = deepseek_moe(f, score_function="sigmoid"), dense_mlp(f)
     sparse = sparse_after(f, len(kinds), "first_k_dense_replace", default=1)
     blocks = [moe if is_sparse else dense for is_sparse in sparse]

@@ -23,17 +23,20 @@ from moeplan.operators.norm import Norm
 
 def deepseek_moe(f: Fields, **features: object) -> MoE:
     """Routed experts and ``n_shared_experts`` times their width fused in one shared block."""
-    shared = f.integer("n_shared_experts", "num_shared_experts", default=0, least=0)
-    block = shared_block(f, shared * f.integer("moe_intermediate_size"))
+    bias = bool(features.pop("shared_bias", False))
+    # Absent, the classes would take their own default: the number must be stated, 0 for none.
+    shared = f.integer("n_shared_experts", "num_shared_experts", least=0)
+    block = shared_block(f, shared * f.integer("moe_intermediate_size"), bias=bias)
     return mixture(f, "moe_intermediate_size", **({"shared": block} | features))
 
 
 @family("deepseek_v2")
 def deepseek_v2(f: Fields) -> Architecture:
     """Latent attention, softmax scores, first layers dense."""
-    attention = latent_attention(f)
-    moe = deepseek_moe(f)
-    dense = dense_mlp(f, bias=f.flag("mlp_bias", default=False))
+    attention = latent_attention(f, stated=False)
+    bias = f.flag("mlp_bias", default=False)
+    moe = deepseek_moe(f, shared_bias=bias)
+    dense = dense_mlp(f, bias=bias)
     norm = Norm(hidden_size(f))
     sparse = sparse_after(f, depth(f), "first_k_dense_replace")
     return decoder(f, [plain_layer(norm, attention, moe if is_sparse else dense) for is_sparse in sparse])
@@ -42,7 +45,7 @@ def deepseek_v2(f: Fields) -> Architecture:
 @family("deepseek_v3")
 def deepseek_v3(f: Fields) -> Architecture:
     """Latent attention, sigmoid scores with a correction buffer, multi-token prediction."""
-    attention = latent_attention(f)
+    attention = latent_attention(f, stated=False)
     moe = deepseek_moe(f, score_function="sigmoid")
     dense = dense_mlp(f)
     norm = Norm(hidden_size(f))
@@ -66,7 +69,8 @@ def indexed(f: Fields, prediction: bool) -> Architecture:
         f.integer("index_topk"),
     )
     moe = deepseek_moe(f, score_function="sigmoid")
-    dense = dense_mlp(f, bias=f.flag("mlp_bias", default=False))
+    dense = dense_mlp(f)
+    f.ignore("mlp_bias")  # the classes build their blocks without biases whatever it says
     norm = Norm(attention.hidden)
     sparse = sparse_after(f, layers, "first_k_dense_replace", default=3)
     kinds = f.sequence("indexer_types", default=["full"] * layers, length=layers)

@@ -200,6 +200,7 @@ def ernie4_5_moe(f: Fields) -> Architecture:
         f,
         [plain_layer(norm, attention, moe if is_sparse else dense) for is_sparse in sparse],
         tied=True,
+        head_bias=bias,
         correction_bias=True,
     )
 
