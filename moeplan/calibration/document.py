@@ -50,6 +50,19 @@ class Errors(Part):
     max_leave_one_out: float
 
 
+class MeasuredKernel(Part):
+    """One kernel benchmarked on the GPU."""
+
+    kind: Literal["gemm", "grouped_gemm", "attention_forward", "attention_backward", "memory", "launch"]
+    precision: str
+    shape: dict[str, int]
+    """Sizes by name: m, n, k, groups; batch, sequence, heads, kv_heads, head_dim; bytes."""
+    measured_s: float
+    """Median seconds of one run."""
+    predicted_s: float | None
+    """What the estimator says without calibration; None where it has no such kernel by itself."""
+
+
 class Calibration(Part):
     """What ``moeplan calibrate`` and ``moeplan measure`` write and every command takes with ``--calibration``."""
 
@@ -68,6 +81,8 @@ class Calibration(Part):
     """How much of what was not known of each factor the runs tell: 0 nothing, 1 all."""
     errors: dict[str, Errors] = {}
     """By quantity: step_s, peak_reserved_gib, peak_allocated_gib."""
+    kernels: tuple[MeasuredKernel, ...] = ()
+    """What ``moeplan measure`` ran."""
     warnings: tuple[str, ...] = ()
 
     @field_validator("factors", "spread", "identified")
