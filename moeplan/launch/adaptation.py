@@ -59,7 +59,11 @@ def _step(
         changed = plan.with_values(refusal.changes)
         if changed == plan:
             return None
-        told = [f"{key}: {_shown(plan, key)} -> {value} ({refusal.reason})" for key, value in refusal.changes.items()]
+        told = [
+            f"{key}: {_shown(plan, key)} -> {value} ({refusal.reason})"
+            for key, value in refusal.changes.items()
+            if _shown(plan, key) != value
+        ]
         return changed, told
     row = plan.row()
     for column in refusal.columns:
