@@ -380,12 +380,22 @@ def _kernels(flags: Flags, launch: Launch) -> dict[str, Any]:
         unfused = True
     graphs = flags.text("cuda-graph-impl", "none")
     return {
-        "fused_cross_entropy": flags.has("cross-entropy-loss-fusion"),
+        "fused_cross_entropy": _fused_cross_entropy(flags),
         "fused_gradient_accumulation": not flags.has("no-gradient-accumulation-fusion"),
         "flash_attention": not unfused,
         "cuda_graphs": graphs != "none" or flags.has("enable-cuda-graph", "external-cuda-graph"),
         "dropout": _dropout(flags),
     }
+
+
+def _fused_cross_entropy(flags: Flags) -> bool:
+    """Whether logits stay in 16 bits: Transformer Engine's fusion; Megatron's native one still makes fp32 copies."""
+    if not flags.has("cross-entropy-loss-fusion"):
+        return False
+    if flags.values.get("cross-entropy-fusion-impl") == ("te",):
+        return True
+    flags.lose("cross-entropy-loss-fusion", "the native fusion keeps fp32 logits, as the unfused loss of the plan does")
+    return False
 
 
 def _dropout(flags: Flags) -> bool:
