@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from moeplan.answers.documents import Estimate
+from moeplan.answers.documents import Estimate, SearchDocument
 from moeplan.answers.estimate import estimate_plan
 from moeplan.estimator.price import DEFAULT_MARGIN_GIB
-from moeplan.plan import Plan, load_plan
+from moeplan.plan import Plan, load_plan, read_plan_document
+
+if TYPE_CHECKING:
+    from moeplan.search.request import Progress
+
+
+class SearchOptions(TypedDict, total=False):
+    """How to search; every key may be left out.
+
+    Attributes:
+        objective: ``throughput`` (default), ``batch``, ``memory`` or ``cost``.
+        sampler: ``auto`` (default), ``exhaustive``, ``tpe``, ``random`` or ``nsga2``.
+        trials: Trials of an Optuna study.
+        timeout_s: Seconds after which the best so far is returned.
+        seed: Of the sampler.
+        storage: Where Optuna keeps the study: a journal file or a database URL; nothing by default.
+        study_name: Its name there.
+        top: How many plans to return, each of another layout (default 10).
+        workers: Threads.
+        progress: Called now and then with a :class:`~moeplan.search.request.Progress`.
+    """
+
+    objective: str
+    sampler: str
+    trials: int | None
+    timeout_s: float | None
+    seed: int
+    storage: str | None
+    study_name: str | None
+    top: int
+    workers: int | None
+    progress: Callable[[Progress], None] | None
 
 
 def estimate(
@@ -34,6 +65,49 @@ def estimate(
     return estimate_plan(load_plan(plan), factors_of(calibration), margin_gib, breakdown)
 
 
+def search(
+    model: str | Mapping[str, Any] | None = None,
+    gpu: str | Mapping[str, Any] | None = None,
+    gpus: int | None = None,
+    *,
+    plan: Plan | str | Path | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    space: str | Path | Mapping[str, Any] | None = None,
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+    **options: Unpack[SearchOptions],
+) -> SearchDocument:
+    """Find the best configurations of a model on a cluster.
+
+    Args:
+        model: Catalog name, path or mapping, as in a plan.
+        gpu: Catalog name, path or mapping, as in a plan.
+        gpus: GPUs in all.
+        plan: A plan to start from: it says what the space does not choose. ``model``, ``gpu`` and ``gpus`` override it.
+        settings: Dotted plan keys, each a value, a list of choices or ``{low, high, step | pow2}``.
+        space: A search space: a shipped name, a path or a mapping; ``default`` when None.
+        calibration: Factors that ``moeplan calibrate`` fitted.
+        margin_gib: Memory per GPU to leave free.
+        **options: See :class:`SearchOptions`.
+
+    Returns:
+        The document of the search; ``best`` is None when nothing fits.
+
+    Raises:
+        PlanError: The request cannot be used.
+    """
+    from moeplan.answers.search import search_plans
+
+    return search_plans(
+        _document(model, gpu, gpus, plan),
+        settings or {},
+        space=space,
+        factors=factors_of(calibration),
+        margin_gib=margin_gib,
+        **options,
+    )
+
+
 def factors_of(calibration: str | os.PathLike[str] | Mapping[str, Any] | None) -> Mapping[str, float] | None:
     """The factors of a calibration; None for none."""
     if calibration is None:
@@ -41,3 +115,26 @@ def factors_of(calibration: str | os.PathLike[str] | Mapping[str, Any] | None) -
     from moeplan.calibration import load_factors
 
     return load_factors(calibration)
+
+
+def _document(
+    model: str | Mapping[str, Any] | None,
+    gpu: str | Mapping[str, Any] | None,
+    gpus: int | None,
+    plan: Plan | str | Path | Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What is said about the base plan."""
+    if isinstance(plan, Plan):
+        document = plan.model_dump(exclude_unset=True)
+    elif isinstance(plan, Mapping):
+        document = dict(plan)
+    else:
+        document = read_plan_document(Path(plan)) if plan is not None else {}
+    hardware = dict(document.get("hardware") or {})
+    given = {"gpu": gpu, "gpus": gpus}
+    hardware |= {key: value for key, value in given.items() if value is not None}
+    if hardware:
+        document["hardware"] = hardware
+    if model is not None:
+        document["model"] = model
+    return document

@@ -16,7 +16,7 @@ from moeplan.plan import Plan
 class Document(BaseModel):
     """A part of an answer: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StageMemory(Document):
@@ -238,7 +238,7 @@ class SearchDocument(Document):
     counts: Counts
     certificate: Certificate
     study: Study = Study()
-    stopped: Literal["", "budget", "interrupt"] = ""
+    stopped: str = Field(default="", pattern="^(budget|interrupt)?$")
     """Why the search ended before it was done; empty when it was."""
     notes: tuple[str, ...] = Field(default=())
     """What the reader should know: opened training choices, plans closer than the uncertainty, what binds."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from moeplan.answers.described import add_descriptions, nested_models
 from moeplan.answers.documents import Estimate, SearchDocument
 from moeplan.errors import PlanError, nearest
 from moeplan.plan import Plan
@@ -19,4 +20,5 @@ def schema(document: str) -> dict[str, Any]:
     if document not in _DOCUMENTS:
         raise PlanError("schema", f"there is no document {document!r}", nearest(document, _DOCUMENTS))
     described = _DOCUMENTS[document].model_json_schema(mode="validation" if document == "plan" else "serialization")
+    add_descriptions(described, nested_models(_DOCUMENTS[document]))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}

@@ -83,12 +83,12 @@ class SizingDocument(Document):
 
 def calculate(
     *,
-    experts: int,
+    experts: float,
     expert_parameters: float,
     shared_parameters: float = 0,
-    batch_size: int | Sequence[int] = 4096,
+    batch_size: float | Sequence[float] = 4096,
     active_ratio: float | Sequence[float] = 1.0,
-    output_dim: int = 1024,
+    output_dim: float = 1024,
     dtype: str = "bf16",
     optimizer: str = "adam",
     activation_dtype: str = "fp32",
@@ -111,10 +111,10 @@ def calculate(
     Raises:
         PlanError: A value is out of range or a name unknown.
     """
-    experts = _whole("experts", experts, 1, 1_000_000)
+    routed = _whole("experts", experts, 1, 1_000_000)
     per_expert = _whole("expert_parameters", expert_parameters, 1, 10**17)
     shared = _whole("shared_parameters", shared_parameters, 0, 10**17)
-    output_dim = _whole("output_dim", output_dim, 1, 10**9)
+    width = _whole("output_dim", output_dim, 1, 10**9)
     for name, value, known in (
         ("dtype", dtype, DTYPE_BYTES),
         ("activation_dtype", activation_dtype, DTYPE_BYTES),
@@ -126,7 +126,7 @@ def calculate(
     ratios = [_ratio(value) for value in _listed(active_ratio)]
     usable = _usable_gib(gpu)
     results = tuple(
-        _size(experts, per_expert, shared, batch, ratio, output_dim, dtype, optimizer, activation_dtype, usable)
+        _size(routed, per_expert, shared, batch, ratio, width, dtype, optimizer, activation_dtype, usable)
         for batch, ratio in itertools.product(batches, ratios)
     )
     return SizingDocument(result=results[0], results=results, notes=_notes(results[0]))

@@ -11,7 +11,9 @@ from moeplan.cli.output import console, json_option, print_json
 def _numbers(flag: str, text: str) -> list[float]:
     from moeplan.model.counted import parse_count
 
-    return [parse_count(flag, word.replace("_", "")) for word in text.split(",")]
+    return [
+        parse_count(flag, f"0{word}" if word.startswith(".") else word) for word in text.replace("_", "").split(",")
+    ]
 
 
 @click.command("calculate")

@@ -34,14 +34,22 @@ class Setting:
         key: Dotted key of the plan.
         kind: bool, int, float, str or list.
         choices: The names allowed, empty where any value of the kind is.
-        help: The key's docstring.
+        part: The part of the plan that holds the key.
     """
 
     name: str
     key: str
     kind: type
     choices: tuple[str, ...]
-    help: str
+    part: type[BaseModel]
+
+    @property
+    def help(self) -> str:
+        """The key's docstring, with the choices."""
+        from moeplan.answers.described import docstrings
+
+        about = docstrings(self.part).get(self.key.rpartition(".")[2], "").rstrip(".")
+        return f"{about} ({', '.join(self.choices)})." if self.choices else f"{about}."
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -60,12 +68,14 @@ def settings() -> list[Setting]:
     for top, field in Plan.model_fields.items():
         inner = field.annotation
         parts: Mapping[str, Any] = {top: field}
+        owner: type[BaseModel] = Plan
         if isinstance(inner, type) and issubclass(inner, BaseModel):
+            owner = inner
             parts = {f"{top}.{key}": part for key, part in inner.model_fields.items()}
         for key, part in parts.items():
             if key in keys:
                 kind, choices = _kind(part.annotation)
-                found.append(Setting(keys[key], key, kind, choices, part.description or ""))
+                found.append(Setting(keys[key], key, kind, choices, owner))
     return found
 
 
@@ -154,17 +164,29 @@ def document_of(reference: str) -> tuple[dict[str, Any], str]:
     return {"model": reference}, "command line"
 
 
-def _option(setting: Setting, kind: click.ParamType) -> Callable[[Command], Command]:
-    about = setting.help.rstrip(".")
-    if setting.choices:
-        about += f" ({', '.join(setting.choices)})"
-    if setting.kind is bool and kind is not click.STRING:
-        return click.option(*setting.flags, setting.name, default=None, help=f"{about}.")
+class _PlanOption(click.Option):
+    """An option whose help is read from the plan's source when help is printed."""
+
+    def __init__(self, *arguments: Any, setting: Setting, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.setting = setting
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """As click, with the key's docstring."""
+        self.help = self.setting.help
+        return super().get_help_record(ctx)
+
+
+def _option(setting: Setting, kind: click.ParamType[Any]) -> Callable[[Command], Command]:
     flags = setting.flags
+    if setting.kind is bool and kind is not click.STRING:
+        return click.option(*flags, setting.name, default=None, cls=_PlanOption, setting=setting)
     if setting.kind is bool:
         flags = (f"--{setting.name.replace('_', '-')}",)
     metavar = {int: "N", float: "X", bool: "BOOL", str: "NAME", list: "NAMES"}[setting.kind]
-    return click.option(*flags, setting.name, type=kind, metavar=metavar, default=None, help=f"{about}.")
+    return click.option(
+        *flags, setting.name, type=kind, metavar=metavar, default=None, cls=_PlanOption, setting=setting
+    )
 
 
 def _single(setting: Setting, value: Any) -> Any:
@@ -179,8 +201,8 @@ def _several(setting: Setting, text: str) -> Any:
         return text
     if setting.kind is list:
         # Modules that go together are joined by +: core_attn+moe_act,core_attn.
-        options = [_words(option.replace("+", ",")) for option in text.split(",")]
-        return options if len(options) > 1 else options[0]
+        sets = [_words(option.replace("+", ",")) for option in text.split(",")]
+        return sets if len(sets) > 1 else sets[0]
     flag = setting.flags[0].partition("/")[0]
     options = [parse_mapping(f"value: {word}", flag).get("value") for word in _words(text)]
     if not options:
@@ -192,7 +214,7 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-_TYPES: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, bool: click.BOOL}
+_TYPES: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, bool: click.BOOL}
 
 
 def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:

@@ -41,7 +41,7 @@ Reference: TypeAlias = Annotated[
 class Section(BaseModel):
     """A part of a document: unknown keys refused, types exact (no ``true`` for 1, no ``"8"`` for 8), never changed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Hardware(Section):

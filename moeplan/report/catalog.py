@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from moeplan.hardware import GPU
-from moeplan.report.tables import count, share, table
+from moeplan.report.tables import count, heading, share, table
 
 
 def show_model(document: Mapping[str, Any], console: Console) -> None:
     """Parameters of one model by component."""
     total = document["total"]
-    listing = table(f"{escape(str(document['model']))} ({document['family']})", ("component", "parameters", "share"))
+    heading(console, f"{document['model']} ({document['family']})")
+    listing = table(("component", "parameters", "share"))
     for name, parameters in document["components"].items():
         if parameters:
             listing.add_row(name.replace("_", " "), f"{parameters:,}", share(parameters, total))
@@ -35,7 +35,7 @@ def show_model(document: Mapping[str, Any], console: Console) -> None:
 
 def show_models(documents: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Every model of the catalog."""
-    listing = table("Models", ("name", "family", "parameters", "active", "layers", "experts", "top k"), left=2)
+    listing = table(("name", "family", "parameters", "active", "layers", "experts", "top k"), left=2)
     for document in documents:
         listing.add_row(
             document["name"],
@@ -51,8 +51,8 @@ def show_models(documents: Sequence[Mapping[str, Any]], console: Console) -> Non
 
 def show_gpus(gpus: Sequence[GPU], console: Console) -> None:
     """Every GPU of the catalog."""
+    heading(console, "GPUs (dense peaks; links per GPU and direction)")
     listing = table(
-        "GPUs (dense peaks; links per GPU and direction)",
         ("name", "generation", "usable GiB", "bf16 TFLOPS", "fp8 TFLOPS", "HBM GB/s", "link GB/s", "domain", "NIC GB/s",
          "USD/h"),
         left=2,

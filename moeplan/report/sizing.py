@@ -5,19 +5,20 @@ from __future__ import annotations
 from rich.console import Console
 
 from moeplan.answers.sizing import SizingDocument
-from moeplan.report.tables import count, gib, share, table
+from moeplan.report.tables import count, gib, heading, share, table
 
 
 def show_sizing(document: SizingDocument, console: Console) -> None:
     """The parts of one configuration, and the comparison where several were asked."""
     result = document.result
     memory = result.memory
-    listing = table(
+    heading(
+        console,
         f"{result.experts} experts of {count(result.expert_parameters)}, {count(result.shared_parameters)} shared: "
         f"{count(result.parameters)} parameters, {count(result.active_parameters)} active; {result.dtype}, "
         f"{result.optimizer}, batch {result.batch_size:,}, active ratio {result.active_ratio:g}",
-        ("part", "GiB", "share"),
     )
+    listing = table(("part", "GiB", "share"))
     for name, value in memory:
         if name != "total_gib":
             listing.add_row(name.removesuffix("_gib"), gib(value), share(value, memory.total_gib))

@@ -6,15 +6,22 @@ import math
 from collections.abc import Iterable
 
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
-def table(title: str, columns: Iterable[str], left: int = 1) -> Table:
+def table(columns: Iterable[str], left: int = 1) -> Table:
     """A plain table: the first ``left`` columns to the left, figures to the right."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, name in enumerate(columns):
         made.add_column(name, justify="left" if position < left else "right", overflow="fold")
     return made
+
+
+def heading(console: Console, text: str) -> None:
+    """A line above a table (a table's own title would wrap to the table's width)."""
+    console.print(escape(text), style="bold", highlight=False)
 
 
 def count(number: float) -> str:
