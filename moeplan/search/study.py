@@ -1,6 +1,6 @@
 """The Optuna study: Optuna chooses layouts, an exact vectorised pass prices every candidate of the layout chosen.
 
-Each degree is a float in [0, 1] decoded into the values that are legal after the degrees before it (``tree.py``). So all
+Each degree is a float in [0, 1] decoded into the values that are legal after the degrees before it (``tree.py``): all
 trials have the same distributions, which keeps the multivariate sampler whole, every trial is legal, and no layout is
 priced twice (``fresh.py``). Optuna is imported on first use.
 """
