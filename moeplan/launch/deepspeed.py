@@ -163,7 +163,11 @@ def _refused_experts(plan: Plan) -> list[Refusal]:
         found.append(Refusal("DeepSpeed's AutoEP keeps experts whole", "set parallel.etp: 1", {"parallel.etp": 1}))
     if architecture.moe is not None and parallel.ep == 1 and parallel.tp > 1 and parallel.etp != parallel.tp:
         reason = "without expert parallelism, DeepSpeed's AutoTP cuts experts as everything else"
-        found.append(Refusal(reason, f"set parallel.etp: {parallel.tp}", {"parallel.etp": parallel.tp}))
+        if architecture.moe.expert_bias:
+            # Experts with biases are not cut in any framework here.
+            found.append(Refusal(reason, "set parallel.tp: 1", {"parallel.tp": 1, "parallel.etp": 1}))
+        else:
+            found.append(Refusal(reason, f"set parallel.etp: {parallel.tp}", {"parallel.etp": parallel.tp}))
     if parallel.tp > 1 and parallel.cp > 1:
         reason = "DeepSpeed combines tensor parallelism with no sequence parallelism"
         found.append(Refusal(reason, "set parallel.cp: 1", {"parallel.cp": 1}))

@@ -22,7 +22,7 @@ class Flavor:
         module: Its model's name (``[model] name``, ``--module``).
         name: The flavor.
         base: A configuration function of the module's registry in 0.3, which ours starts from.
-        layers, hidden, heads: The architecture's.
+        vocabulary, layers, hidden, heads: The architecture's.
         kv_heads: Key/value heads, 0 for latent attention.
         experts, top_k, expert_ffn: The MoE block's, 0 for a dense model.
         versions: Generations that have it: ``0.2.2``, ``0.3``.
@@ -31,6 +31,7 @@ class Flavor:
     module: str
     name: str
     base: str
+    vocabulary: int
     layers: int
     hidden: int
     heads: int
@@ -43,24 +44,24 @@ class Flavor:
 
 # torchtitan/models/*/__init__.py of 0.2.2 and 0.3.0.
 FLAVORS: tuple[Flavor, ...] = (
-    Flavor("llama3", "8B", "llama3_8b", 32, 4096, 32, 8),
-    Flavor("llama3", "70B", "llama3_8b", 80, 8192, 64, 8),
-    Flavor("llama3", "405B", "llama3_8b", 126, 16384, 128, 8),
-    Flavor("qwen3", "0.6B", "qwen3_30b_a3b", 28, 1024, 16, 8),
-    Flavor("qwen3", "1.7B", "qwen3_30b_a3b", 28, 2048, 16, 8),
-    Flavor("qwen3", "4B", "qwen3_30b_a3b", 36, 2560, 32, 8),
-    Flavor("qwen3", "8B", "qwen3_30b_a3b", 36, 4096, 32, 8),
-    Flavor("qwen3", "14B", "qwen3_30b_a3b", 40, 5120, 40, 8),
-    Flavor("qwen3", "32B", "qwen3_30b_a3b", 64, 5120, 64, 8),
-    Flavor("qwen3", "30B-A3B", "qwen3_30b_a3b", 48, 2048, 32, 4, 128, 8, 768),
-    Flavor("qwen3", "235B-A22B", "qwen3_30b_a3b", 94, 4096, 64, 4, 128, 8, 1536),
-    Flavor("deepseek_v3", "16B", "deepseek_v3_16b", 27, 2048, 16, 0, 64, 6, 1408),
-    Flavor("deepseek_v3", "236B", "deepseek_v3_16b", 60, 5120, 128, 0, 160, 6, 1536),
-    Flavor("deepseek_v3", "671B", "deepseek_v3_16b", 61, 7168, 128, 0, 256, 8, 2048),
-    Flavor("gpt_oss", "20b", "gpt_oss_20b", 24, 2880, 64, 8, 32, 4, 2880),
-    Flavor("gpt_oss", "120b", "gpt_oss_20b", 36, 2880, 64, 8, 128, 4, 2880),
-    Flavor("llama4", "17bx16e_irope", "", 48, 5120, 40, 8, 16, 1, 8192, ("0.2.2",)),
-    Flavor("llama4", "17bx128e_irope", "", 48, 5120, 40, 8, 128, 1, 8192, ("0.2.2",)),
+    Flavor("llama3", "8B", "llama3_8b", 128256, 32, 4096, 32, 8),
+    Flavor("llama3", "70B", "llama3_8b", 128256, 80, 8192, 64, 8),
+    Flavor("llama3", "405B", "llama3_8b", 128256, 126, 16384, 128, 8),
+    Flavor("qwen3", "0.6B", "qwen3_30b_a3b", 151936, 28, 1024, 16, 8),
+    Flavor("qwen3", "1.7B", "qwen3_30b_a3b", 151936, 28, 2048, 16, 8),
+    Flavor("qwen3", "4B", "qwen3_30b_a3b", 151936, 36, 2560, 32, 8),
+    Flavor("qwen3", "8B", "qwen3_30b_a3b", 151936, 36, 4096, 32, 8),
+    Flavor("qwen3", "14B", "qwen3_30b_a3b", 151936, 40, 5120, 40, 8),
+    Flavor("qwen3", "32B", "qwen3_30b_a3b", 151936, 64, 5120, 64, 8),
+    Flavor("qwen3", "30B-A3B", "qwen3_30b_a3b", 151936, 48, 2048, 32, 4, 128, 8, 768),
+    Flavor("qwen3", "235B-A22B", "qwen3_30b_a3b", 151936, 94, 4096, 64, 4, 128, 8, 1536),
+    Flavor("deepseek_v3", "16B", "deepseek_v3_16b", 102400, 27, 2048, 16, 0, 64, 6, 1408),
+    Flavor("deepseek_v3", "236B", "deepseek_v3_16b", 102400, 60, 5120, 128, 0, 160, 6, 1536),
+    Flavor("deepseek_v3", "671B", "deepseek_v3_16b", 129280, 61, 7168, 128, 0, 256, 8, 2048),
+    Flavor("gpt_oss", "20b", "gpt_oss_20b", 201088, 24, 2880, 64, 8, 32, 4, 2880),
+    Flavor("gpt_oss", "120b", "gpt_oss_20b", 201088, 36, 2880, 64, 8, 128, 4, 2880),
+    Flavor("llama4", "17bx16e_irope", "", 202048, 48, 5120, 40, 8, 16, 1, 8192, ("0.2.2",)),
+    Flavor("llama4", "17bx128e_irope", "", 202048, 48, 5120, 40, 8, 128, 1, 8192, ("0.2.2",)),
 )
 
 # Hugging Face model types whose code each of torchtitan's models is.
@@ -82,9 +83,10 @@ def flavor_of(architecture: Architecture) -> Flavor | None:
     heads, kv_heads = (softmax[0].heads, softmax[0].kv_heads) if softmax else (latent[0].heads, 0)
     moe: MoE | None = architecture.moe
     experts = (moe.experts, moe.top_k, moe.expert_ffn) if moe is not None else (0, 0, 0)
-    shape = (len(architecture.layers), architecture.hidden, heads, kv_heads, *experts)
+    vocabulary = architecture.embedding.vocabulary
+    shape = (vocabulary, len(architecture.layers), architecture.hidden, heads, kv_heads, *experts)
     for flavor in FLAVORS:
-        theirs = (flavor.layers, flavor.hidden, flavor.heads, flavor.kv_heads)
+        theirs = (flavor.vocabulary, flavor.layers, flavor.hidden, flavor.heads, flavor.kv_heads)
         same = shape == (*theirs, flavor.experts, flavor.top_k, flavor.expert_ffn)
         if same and architecture.family in _FAMILIES[flavor.module]:
             return flavor

@@ -33,7 +33,7 @@ pip=("$directory/venv/bin/python" -m pip --disable-pip-version-check install --q
 DS_BUILD_OPS=0 "${pip[@]}" --no-build-isolation setuptools wheel "deepspeed==0.19.8"
 
 # torchtitan's two command line generations live side by side, each in a folder that its test puts on the path.
-"${pip[@]}" "torchtitan==0.2.2"
+"${pip[@]}" "torchtitan==0.2.2" "spmd_types==0.2.3"
 for version in 0.2.2 0.3.0; do
     target="$directory/torchtitan-$version"
     [ -d "$target" ] || "${pip[@]}" --no-deps --target "$target" "torchtitan==$version"
