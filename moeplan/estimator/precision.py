@@ -54,7 +54,8 @@ STATE_BYTES: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8"
 GRADIENT_BYTES: Mapping[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 
 # Moments per parameter. Adafactor's factored second moment is a vector: nothing beside a matrix (arXiv:1804.04235).
-# Muon keeps one momentum for matrices (Keller Jordan 2024; Megatron-LM's TensorParallelMuon).
+# Muon keeps one momentum for matrices (Keller Jordan 2024; Megatron-LM's TensorParallelMuon); the rest goes to Adam,
+# see ``memory/states.py``.
 OPTIMIZER_MOMENTS: Mapping[str, float] = {"adam": 2.0, "adamw": 2.0, "sgd": 1.0, "muon": 1.0, "lion": 1.0}
 
 

@@ -40,8 +40,9 @@ class StageMemory:
         gradients: The gradient buffer.
         optimizer: Master weights and moments.
         activations: Saved for backward, over all micro batches in flight.
-        transient: The climb of the backward pass above that.
-        buffers: Workspaces, dummy weight gradients, gather buffers, pipeline messages.
+        transient: The climb of the backward pass above that, with gathered parameters and unreduced gradients of
+            sharded training.
+        buffers: Workspaces, dummy weight gradients, the head's gather buffer, pipeline messages.
         overhead: Outside the allocator: driver context, NCCL, dispatch buffers.
         peak_allocated: What ``torch.cuda.max_memory_allocated()`` would read.
         peak_reserved: What ``torch.cuda.max_memory_reserved()`` would read.
@@ -78,7 +79,7 @@ def stage_memory(
     extended = table.with_columns({"_pipeline": Column(tuple(range(pipelines)), structure.index)})
     activations, transient = _gathered_activations(architecture, extended, structure)
     held, held_index = extended.distinct(_HELD_COLUMNS)
-    dense, expert, gemm, largest = held_elements(held, structure)
+    holds = held_elements(held, structure)
     fixed = _fixed(architecture, machine, held, structure)
     bytes_table, bytes_index = table.distinct(STATE_COLUMNS)
     per = state_bytes(bytes_table)
@@ -87,20 +88,23 @@ def stage_memory(
     def states(whole: Array, shared: Array) -> Array:
         full, cut = np.take(whole, bytes_index), np.take(shared, bytes_index)
         on_dense, on_expert = full + cut * over_dense, full + cut * over_expert
-        return dense[held_index] * on_dense[:, None] + expert[held_index] * on_expert[:, None]
+        return holds.dense[held_index] * on_dense[:, None] + holds.expert[held_index] * on_expert[:, None]
 
     parameters = states(per.parameter_whole, per.parameter_shared)
     if per.copies.any():
-        parameters = parameters + (gemm + expert)[held_index] * np.take(per.copies, bytes_index)[:, None]
+        parameters = parameters + (holds.gemm + holds.expert)[held_index] * np.take(per.copies, bytes_index)[:, None]
     gradients = states(per.gradient_whole, per.gradient_shared)
     optimizer = states(per.optimizer_whole, per.optimizer_shared)
+    if per.other_whole.any() or per.other_shared.any():
+        other = np.take(per.other_whole, bytes_index) + np.take(per.other_shared, bytes_index) * over_dense
+        optimizer = optimizer + holds.other[held_index] * other[:, None]
     buffers = fixed[held_index]
     # Without fused accumulation each weight's gradient exists beside the main buffer until it is added to it.
     unfused = 1.0 - table["fused_gradient_accumulation"]
     if unfused.any():
-        transient = transient + unfused[:, None] * 2.0 * largest[held_index]
+        transient = transient + unfused[:, None] * 2.0 * holds.largest[held_index]
     if (table["sharding"] >= 2).any():
-        buffers = buffers + _sharding_buffers(extended, structure)
+        transient = transient + _sharding_buffers(extended, structure)
     overhead = np.broadcast_to(outside(machine, table)[:, None], buffers.shape)
     allocated = parameters + gradients + optimizer + activations + transient + buffers
     return StageMemory(

@@ -17,16 +17,19 @@ MIB = float(1 << 20)
 GIB = float(1 << 30)
 
 # Transformer Engine pytorch/module/base.py get_cublas_workspace_size_bytes: 32 MiB from compute capability 9 on, 4 MiB
-# before; PyTorch aten/src/ATen/cuda/CublasHandlePool.cpp: 32 MiB from 9 on, 8 MiB + 128 KiB before.
+# before. PyTorch aten/src/ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and 8 MiB + 128 KiB elsewhere, once for the
+# thread that runs forward and once for autograd's (a workspace belongs to a handle, a handle to a thread).
 _TE_WORKSPACE = (4.0 * MIB, 32.0 * MIB)
 _TORCH_WORKSPACE = (8.125 * MIB, 32.0 * MIB)
+_TORCH_THREADS = 2.0
 # Grouped linears spread over four streams, each with a workspace (get_multi_stream_cublas_workspace).
 _GROUPED_STREAMS = 4.0
 
 
 def workspaces(machine: Machine, table: Table, structure: Structure) -> Array:
     """GEMM workspaces in the allocator, in bytes; shape (rows, moments). ``table`` holds ``_pipeline``."""
-    recent = int(machine.compute_capability >= 90 or machine.compute_capability == 0)
+    recent = int(machine.compute_capability >= 90)
+    hopper = int(machine.compute_capability == 90)
     megatron = of_levels(table, "framework", lambda name: float(name == "megatron"))
     counts = structure.counts[table["_pipeline"].astype(np.int64)]
     moe = np.array([part.moe is not None for part in structure.parts])
@@ -35,7 +38,7 @@ def workspaces(machine: Machine, table: Table, structure: Structure) -> Array:
     has_head = (counts[:, :, head] > 0).any(axis=2)
     te = megatron[:, None] * _TE_WORKSPACE[recent] * (1.0 + _GROUPED_STREAMS * has_moe)
     # PyTorch's own GEMMs run in the head and the router; Hugging Face's layers run nothing else.
-    torch: Array = _TORCH_WORKSPACE[recent] * np.maximum(has_head | has_moe, (megatron == 0)[:, None])
+    torch: Array = _TORCH_THREADS * _TORCH_WORKSPACE[hopper] * np.maximum(has_head | has_moe, (megatron == 0)[:, None])
     return te + torch
 
 

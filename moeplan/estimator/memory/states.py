@@ -35,27 +35,30 @@ class Elements:
         dense: On the attention grid.
         expert: On the expert grid.
         dense_gemm: Of ``dense``, matrices that low-precision GEMMs read.
+        dense_other: Of ``dense``, embedding, head and vectors, which Muon leaves to Adam.
         largest: The largest single matrix.
     """
 
     dense: Array
     expert: Array
     dense_gemm: Array
+    dense_other: Array
     largest: Array
 
 
 def elements(parts: Sequence[Layer], shard: Shard) -> Elements:
     """Count every part's parameters on one rank."""
-    dense, expert, gemm, largest = [], [], [], []
+    dense, expert, gemm, other, largest = [], [], [], [], []
     zero = np.zeros_like(shard.tp)
     for part in parts:
         weights = part.weights(shard)
         dense.append(sum((w.elements for w in weights if not w.expert), zero))
         expert.append(sum((w.elements for w in weights if w.expert), zero))
         gemm.append(sum((w.elements for w in weights if not w.expert and quantized(w)), zero))
+        other.append(sum((w.elements for w in weights if not w.gemm or w.component == "lm_head"), zero))
         sizes = [w.rows * w.columns + zero for w in weights]
         largest.append(np.max(sizes, axis=0) if sizes else zero)
-    return Elements(*(np.stack(columns, axis=1) for columns in (dense, expert, gemm, largest)))
+    return Elements(*(np.stack(columns, axis=1) for columns in (dense, expert, gemm, other, largest)))
 
 
 def quantized(weight: Weight) -> bool:
@@ -67,7 +70,8 @@ def quantized(weight: Weight) -> bool:
 class StateBytes:
     """Bytes per parameter element that a rank holds, by what the element is; arrays of shape (rows,).
 
-    ``whole`` figures count for every element, ``shared`` ones are divided by the data-parallel group of the element.
+    ``whole`` figures count for every element, ``shared`` ones are divided by the data-parallel group of the element;
+    ``other`` ones are what embedding, head and vectors have beyond the rest (Adam's second moment under Muon).
     """
 
     parameter_whole: Array
@@ -77,6 +81,8 @@ class StateBytes:
     gradient_shared: Array
     optimizer_whole: Array
     optimizer_shared: Array
+    other_whole: Array
+    other_shared: Array
 
 
 def state_bytes(table: Table) -> StateBytes:
@@ -100,7 +106,10 @@ def state_bytes(table: Table) -> StateBytes:
     # (Megatron-LM optimizer_config.py, store_param_remainders).
     remainder = of_levels(table, "precision", lambda name: float(name != "fp16")) > 0
     master = np.where(fsdp | full, 0.0, np.where((moment < 4.0) & remainder, 2.0, 4.0))
-    states = (master + count * moment) * (1.0 - table["offload_fraction"])
+    resident = 1.0 - table["offload_fraction"]
+    states = (master + count * moment) * resident
+    muon = of_levels(table, "optimizer", lambda name: float(name == "muon"))
+    second = muon * moment * resident
     # FSDP2 keeps the gathered 16-bit copy between forward and backward unless it reshards (stage 3).
     kept = np.where(fsdp & (stage < 3) & ~full, 2.0, 0.0)
     copies = of_levels(table, "precision", lambda name: precision(name).weight_copies)
@@ -114,6 +123,8 @@ def state_bytes(table: Table) -> StateBytes:
         gradient_shared=np.where(shard_gradients, gradient, 0.0),
         optimizer_whole=np.where(shard_states, 0.0, states),
         optimizer_shared=np.where(shard_states, states, 0.0),
+        other_whole=np.where(shard_states, 0.0, second),
+        other_shared=np.where(shard_states, second, 0.0),
     )
 
 
@@ -165,19 +176,36 @@ def data_parallel(table: Table) -> tuple[Array, Array]:
     return per_stage / table["tp"], per_stage / (table["ep"] * table["etp"])
 
 
-def held_elements(table: Table, structure: Structure) -> tuple[Array, Array, Array, Array]:
-    """Dense, expert and low-precision dense elements per moment, and the largest matrix; shape (rows, moments).
+@dataclass(frozen=True)
+class Held:
+    """Parameter elements per moment; arrays of shape (rows, moments), see :class:`Elements`."""
+
+    dense: Array
+    expert: Array
+    gemm: Array
+    other: Array
+    largest: Array
+
+
+def held_elements(table: Table, structure: Structure) -> Held:
+    """What every moment's stage holds.
 
     ``table`` must hold the shard's columns and ``_pipeline``, the row of the structure.
     """
     counted = elements(structure.parts, shard_of(table))
     pipeline = table["_pipeline"].astype(np.int64)
     counts = structure.counts[pipeline]
-    dense = np.einsum("rmp,rp->rm", counts, counted.dense)
     embedding = len(structure.parts) - 2
     # The head's copy of a tied embedding, or multi-token prediction's, where the embedding lives on another stage.
-    dense += structure.embedding_copies[pipeline] * counted.dense[:, embedding][:, None]
-    expert = np.einsum("rmp,rp->rm", counts, counted.expert)
-    gemm = np.einsum("rmp,rp->rm", counts, counted.dense_gemm)
-    largest = ((counts > 0) * counted.largest[:, None, :]).max(axis=2)
-    return dense, expert, gemm, largest
+    copies = structure.embedding_copies[pipeline] * counted.dense[:, embedding][:, None]
+
+    def held(per_part: Array) -> Array:
+        return np.einsum("rmp,rp->rm", counts, per_part)
+
+    return Held(
+        dense=held(counted.dense) + copies,
+        expert=held(counted.expert),
+        gemm=held(counted.dense_gemm),
+        other=held(counted.dense_other) + copies,
+        largest=((counts > 0) * counted.largest[:, None, :]).max(axis=2),
+    )
