@@ -72,6 +72,12 @@ def of_levels(table: Table, name: str, value: Callable[[Any], float]) -> Array:
     return np.take(levels, column.codes)
 
 
+def vocabulary_multiple(table: Table) -> Array:
+    """What the vocabulary is padded to a multiple of: Megatron-LM pads to 128 times ``tp``, others do not pad."""
+    megatron = of_levels(table, "framework", lambda level: float(level == "megatron"))
+    return np.where(megatron > 0, 128.0 * table["tp"], 1.0)
+
+
 def _is(table: Table, name: str, value: object) -> Array:
     return of_levels(table, name, lambda level: float(level == value))
 
@@ -125,7 +131,7 @@ def shard_of(table: Table) -> Shard:
     values["eager"] = of_levels(table, "framework", lambda level: level != "megatron")
     values["fused_norm"] = 1.0 - values["eager"]
     values["fused_rope"] = np.ones_like(tp)
-    values["vocabulary_multiple"] = np.where(values["eager"] > 0, 1.0, 128.0 * tp)
+    values["vocabulary_multiple"] = vocabulary_multiple(table)
     return Shard(
         tp=tp,
         cp=table["cp"],

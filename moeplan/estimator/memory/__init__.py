@@ -9,9 +9,11 @@ import numpy as np
 
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.memory.buffers import outside, reserved, sharding_buffers, stage_buffers, workspaces
-from moeplan.estimator.memory.layers import LayerMemory, layer_memory
+from moeplan.estimator.memory.layers import layer_memory
 from moeplan.estimator.memory.states import (
+    CUT_COLUMNS,
     STATE_COLUMNS,
+    cut_of,
     data_parallel,
     dummy_gradients,
     elements,
@@ -28,7 +30,7 @@ LAYER_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "recompute_method", "recompute
 """Columns that a layer's activations depend on."""
 
 _JOINT_COLUMNS: tuple[str, ...] = (*LAYER_COLUMNS, "pp", "_pipeline")
-_HELD_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "fused_gradient_accumulation", "pp", "_pipeline")
+_HELD_COLUMNS: tuple[str, ...] = (*CUT_COLUMNS, "fused_gradient_accumulation", "_pipeline")
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ def stage_memory(
     """
     pipelines = structure.counts.shape[0]
     extended = table.with_columns({"_pipeline": Column(tuple(range(pipelines)), structure.index)})
-    activations, transient = _gathered_activations(architecture, extended, structure)
+    activations, transient, messages = _activations(architecture, extended, structure)
     held, held_index = extended.distinct(_HELD_COLUMNS)
     holds = held_elements(held, structure)
-    fixed = _fixed(architecture, machine, held, structure)
+    fixed = _fixed(machine, held, structure)
+    dense, expert = holds.dense[held_index], holds.expert[held_index]
     bytes_table, bytes_index = table.distinct(STATE_COLUMNS)
     per = state_bytes(bytes_table)
     over_dense, over_expert = (1.0 / group for group in data_parallel(table))
@@ -88,7 +91,7 @@ def stage_memory(
     def states(whole: Array, shared: Array) -> Array:
         full, cut = np.take(whole, bytes_index), np.take(shared, bytes_index)
         on_dense, on_expert = full + cut * over_dense, full + cut * over_expert
-        return holds.dense[held_index] * on_dense[:, None] + holds.expert[held_index] * on_expert[:, None]
+        return dense * on_dense[:, None] + expert * on_expert[:, None]
 
     parameters = states(per.parameter_whole, per.parameter_shared)
     if per.copies.any():
@@ -98,7 +101,7 @@ def stage_memory(
     if per.other_whole.any() or per.other_shared.any():
         other = np.take(per.other_whole, bytes_index) + np.take(per.other_shared, bytes_index) * over_dense
         optimizer = optimizer + holds.other[held_index] * other[:, None]
-    buffers = fixed[held_index]
+    buffers = fixed[held_index] + messages
     # Without fused accumulation each weight's gradient exists beside the main buffer until it is added to it.
     unfused = 1.0 - table["fused_gradient_accumulation"]
     if unfused.any():
@@ -120,20 +123,19 @@ def stage_memory(
     )
 
 
-def _fixed(architecture: Architecture, machine: Machine, held: Table, structure: Structure) -> Array:
-    """Buffers that depend on the cut and the pipeline only; shape (held rows, moments)."""
+def _fixed(machine: Machine, held: Table, structure: Structure) -> Array:
+    """Workspaces and dummy gradients, which depend on weights and pipeline only; shape (held rows, moments)."""
     pipeline = held["_pipeline"].astype(np.int64)
     present = structure.counts[pipeline] > 0
     moments = present.shape[1]
     dummies = [dummy_gradients(held, structure.parts, present[:, moment]) for moment in range(moments)]
-    found = stage_buffers(architecture, held, structure) + workspaces(machine, held, structure)
-    return found + np.stack(dummies, axis=1)
+    return workspaces(machine, held, structure) + np.stack(dummies, axis=1)
 
 
 def _sharding_buffers(extended: Table, structure: Structure) -> Array:
     """Gathered parameters and unreduced gradients of sharded training; shape (rows, moments)."""
     held, index = extended.distinct((*_HELD_COLUMNS, "sharding", "overlap_grad_reduce", "overlap_param_gather"))
-    counted = elements(structure.parts, shard_of(held))
+    counted = elements(structure.parts, cut_of(held))
     layer = (counted.dense + counted.expert)[:, None, :]
     counts = structure.counts[held["_pipeline"].astype(np.int64)]
     largest = ((counts > 0) * layer)[:, :, :-2].max(axis=2, initial=0.0)
@@ -141,17 +143,12 @@ def _sharding_buffers(extended: Table, structure: Structure) -> Array:
     return sharding_buffers(held, largest, root, (counts * layer).sum(axis=2))[index]
 
 
-def part_memory(architecture: Architecture, table: Table, structure: Structure) -> list[LayerMemory]:
-    """What one layer of every part keeps under each row of ``table`` (which holds the shard's columns)."""
-    shard = shard_of(table)
-    return [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
-
-
-def _gathered_activations(architecture: Architecture, extended: Table, structure: Structure) -> tuple[Array, Array]:
-    """Saved bytes alive and the climb above them; both of shape (rows, moments)."""
+def _activations(architecture: Architecture, extended: Table, structure: Structure) -> tuple[Array, Array, Array]:
+    """Saved bytes alive, the climb above them, and the stage's message buffers; each of shape (rows, moments)."""
     joint, joint_index = extended.distinct(_JOINT_COLUMNS)
     layers, layer_index = joint.distinct(LAYER_COLUMNS)
-    memory = part_memory(architecture, layers, structure)
+    shard = shard_of(layers)
+    memory = [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
 
     def gather(name: str) -> Array:
         return np.stack([getattr(part, name) for part in memory], axis=1)[layer_index][:, None, :]
@@ -189,7 +186,8 @@ def _gathered_activations(architecture: Architecture, extended: Table, structure
     peak_full = np.where(present & (redone_runs > 0), rebuilt - before, 0.0)
     peak_full[:, :, :-2] -= np.where(peak_full[:, :, :-2] > 0, plain[:, :, None], 0.0)
     peak = np.maximum(peak, peak_full.max(axis=2))
-    return alive[joint_index], peak[joint_index]
+    messages = stage_buffers(architecture, joint, shard_of(joint), structure)
+    return alive[joint_index], peak[joint_index], messages[joint_index]
 
 
 def _chunk_share(structure: Structure, pipeline: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Array:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.shard import of_levels, shard_of
+from moeplan.estimator.precision import precision
+from moeplan.estimator.shard import of_levels
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Table
 from moeplan.model.architecture import Architecture, Layer
 from moeplan.operators.attention import Attention, LatentAttention
-from moeplan.operators.base import Array
+from moeplan.operators.base import Array, Shard
 from moeplan.operators.saved import element_bytes
 
 MIB = float(1 << 20)
@@ -53,7 +54,7 @@ def rotary_width(parts: tuple[Layer, ...]) -> float:
     return 0.0
 
 
-def stage_buffers(architecture: Architecture, table: Table, structure: Structure) -> Array:
+def stage_buffers(architecture: Architecture, table: Table, shard: Shard, structure: Structure) -> Array:
     """Tensors that a stage holds once, whatever its layers; bytes of shape (rows, moments).
 
     - fp32 rotary frequencies of the local sequence, kept with the graph of every micro batch but one storage;
@@ -61,7 +62,6 @@ def stage_buffers(architecture: Architecture, table: Table, structure: Structure
     - on stages after the first, the gradient that was sent last, which 1F1B's loop still names while the next micro
       batch runs (``schedules.py``, ``input_tensor_grad``); interleaved schedules also post the next receives early.
     """
-    shard = shard_of(table)
     pipeline = table["_pipeline"].astype(np.int64)
     size = element_bytes(shard)
     rope = 4.0 * table["sequence_length"] / table["cp"] * rotary_width(structure.parts)
@@ -93,7 +93,7 @@ def sharding_buffers(table: Table, largest_layer: Array, root: Array, trained: A
     """
     stage = table["sharding"][:, None]
     deepspeed = of_levels(table, "framework", lambda name: float(name == "deepspeed"))[:, None] > 0
-    size = np.minimum(shard_of(table).value("parameter_bytes"), 2.0)[:, None]
+    size = np.minimum(of_levels(table, "precision", lambda name: precision(name).parameter), 2.0)[:, None]
     overlap = (1.0 + table["overlap_grad_reduce"])[:, None]
     prefetch = (1.0 + table["overlap_param_gather"])[:, None]
     units = np.where(stage >= 3, size * (prefetch * largest_layer + root), 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeplan.estimator.precision import GRADIENT_BYTES, OPTIMIZER_MOMENTS, STATE_BYTES, precision
-from moeplan.estimator.shard import of_levels, shard_of
+from moeplan.estimator.shard import of_levels, vocabulary_multiple
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Table
 from moeplan.model.architecture import Layer
@@ -44,6 +44,28 @@ class Elements:
     dense_gemm: Array
     dense_other: Array
     largest: Array
+
+
+CUT_COLUMNS: tuple[str, ...] = ("tp", "ep", "etp", "framework", "precision")
+"""Columns that weight shapes depend on: far fewer than those of activations, so far fewer distinct rows."""
+
+
+def cut_of(table: Table) -> Shard:
+    """The shard as weights see it; ``table`` needs :data:`CUT_COLUMNS` only."""
+    tp = table["tp"]
+    one = np.ones_like(tp)
+    return Shard(
+        tp=tp,
+        cp=one,
+        ep=table["ep"],
+        etp=table["etp"],
+        micro_batch_size=one,
+        sequence_length=one,
+        values={
+            "vocabulary_multiple": vocabulary_multiple(table),
+            "parameter_bytes": of_levels(table, "precision", lambda name: precision(name).parameter),
+        },
+    )
 
 
 def elements(parts: Sequence[Layer], shard: Shard) -> Elements:
@@ -136,11 +158,11 @@ def dummy_gradients(table: Table, parts: Sequence[Layer], present: NDArray[np.bo
     ``pytorch/module/base.py``; grouped linears since 2.10; for the head Megatron-Core's ``tensor_parallel/layers.py``).
 
     Args:
-        table: Rows with the shard's columns.
+        table: Rows with :data:`CUT_COLUMNS` and ``fused_gradient_accumulation``.
         parts: The structure's parts.
         present: Which parts a rank holds; shape (rows, parts).
     """
-    shard = shard_of(table)
+    shard = cut_of(table)
     size = shard.value("parameter_bytes")
     shapes: list[tuple[Array, Array, NDArray[np.bool_]]] = []
     for index, part in enumerate(parts):
@@ -190,9 +212,9 @@ class Held:
 def held_elements(table: Table, structure: Structure) -> Held:
     """What every moment's stage holds.
 
-    ``table`` must hold the shard's columns and ``_pipeline``, the row of the structure.
+    ``table`` must hold :data:`CUT_COLUMNS` and ``_pipeline``, the row of the structure.
     """
-    counted = elements(structure.parts, shard_of(table))
+    counted = elements(structure.parts, cut_of(table))
     pipeline = table["_pipeline"].astype(np.int64)
     counts = structure.counts[pipeline]
     embedding = len(structure.parts) - 2
@@ -200,7 +222,8 @@ def held_elements(table: Table, structure: Structure) -> Held:
     copies = structure.embedding_copies[pipeline] * counted.dense[:, embedding][:, None]
 
     def held(per_part: Array) -> Array:
-        return np.einsum("rmp,rp->rm", counts, per_part)
+        total: Array = np.einsum("rmp,rp->rm", counts, per_part)
+        return total
 
     return Held(
         dense=held(counted.dense) + copies,
