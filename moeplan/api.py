@@ -13,6 +13,7 @@ from moeplan.estimator.price import DEFAULT_MARGIN_GIB
 from moeplan.plan import Plan, load_plan, read_plan_document
 
 if TYPE_CHECKING:
+    from moeplan.answers.strategies import ComparisonDocument, MaxBatchDocument
     from moeplan.search.request import Progress
 
 
@@ -105,6 +106,60 @@ def search(
         factors=factors_of(calibration),
         margin_gib=margin_gib,
         **options,
+    )
+
+
+def max_batch(
+    model: str | Mapping[str, Any] | None = None,
+    gpu: str | Mapping[str, Any] | None = None,
+    gpus: int | None = None,
+    *,
+    plan: Plan | str | Path | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    space: str | Path | Mapping[str, Any] | None = None,
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+) -> MaxBatchDocument:
+    """The largest batch that fits, per parallel strategy and over all, and what binds it.
+
+    Arguments and errors are those of :func:`search`.
+    """
+    from moeplan.answers.strategies import largest_batches
+
+    return largest_batches(
+        _document(model, gpu, gpus, plan),
+        settings or {},
+        space=space,
+        factors=factors_of(calibration),
+        margin_gib=margin_gib,
+    )
+
+
+def compare(
+    model: str | Mapping[str, Any] | None = None,
+    gpu: str | Mapping[str, Any] | None = None,
+    gpus: int | None = None,
+    *,
+    plan: Plan | str | Path | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    space: str | Path | Mapping[str, Any] | None = None,
+    objective: str = "throughput",
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+) -> ComparisonDocument:
+    """Data, tensor, expert and pipeline parallelism and their best mix, each at its best.
+
+    Arguments and errors are those of :func:`search`.
+    """
+    from moeplan.answers.strategies import compared
+
+    return compared(
+        _document(model, gpu, gpus, plan),
+        settings or {},
+        space=space,
+        objective=objective,
+        factors=factors_of(calibration),
+        margin_gib=margin_gib,
     )
 
 

@@ -14,12 +14,8 @@ from moeplan.estimator.price import GIB, price
 from moeplan.estimator.shard import RECOMPUTE_MODULES
 from moeplan.estimator.table import Table
 from moeplan.model.architecture import Architecture
-from moeplan.plan import default_global_batch_size
 from moeplan.search.facts import facts
 from moeplan.search.rules import RULES
-
-# More GPUs are looked for up to this many times what the plan has.
-_MOST_GROWTH = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,6 @@ def changes(
     row: Mapping[str, Any],
     factors: Mapping[str, float] | None,
     margin_gib: float,
-    more_gpus: bool = False,
 ) -> list[Change]:
     """Every legal single change of a candidate that could save memory, priced.
 
@@ -59,17 +54,15 @@ def changes(
         row: The candidate.
         factors: Calibration factors.
         margin_gib: Memory to leave free.
-        more_gpus: Also try more GPUs, with the batch that they need.
     """
-    proposed = [*_proposals(row), *(_growth(row) if more_gpus else ())]
+    proposed = list(_proposals(row))
     rows = [dict(row), *({**row, **update} for _, update in proposed)]
     legal = _legal(architecture, machine, rows)
     kept = [(text, changed) for (text, _), changed, good in zip(proposed, rows[1:], legal[1:], strict=True) if good]
     prices = price(
         architecture, machine, Table.of_rows([dict(row), *(changed for _, changed in kept)]), factors, margin_gib
     )
-    # Per token and GPU, since a change may grow the batch or the cluster.
-    pace = np.array([row["gpus"], *(changed["gpus"] for _, changed in kept)]) / prices.tokens_per_s
+    pace = 1.0 / prices.tokens_per_s
     return [
         Change(
             text=text,
@@ -90,15 +83,6 @@ def savings(found: list[Change], most: int = 6) -> tuple[Saving, ...]:
     return tuple(
         Saving(change=change.text, memory_gib=change.memory_gib, step_time=change.step_time) for change in useful[:most]
     )
-
-
-def smallest_fitting(found: list[Change]) -> str:
-    """The change that makes a plan fit and slows it the least; more GPUs only where nothing else helps."""
-    fitting = [change for change in found if change.headroom_bytes >= 0]
-    if not fitting:
-        return ""
-    best = min(fitting, key=lambda change: (change.text.startswith("hardware.gpus"), change.step_time))
-    return f"{best.text}: {best.memory_gib:+.1f} GiB, {100 * best.step_time:+.1f} % time per token"
 
 
 def _proposals(row: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -125,24 +109,6 @@ def _proposals(row: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "kernels.fused_cross_entropy: true", {"fused_cross_entropy": True}
     for name in ("tp", "pp", "cp", "ep"):
         yield f"parallel.{name}: {2 * row[name]}", {name: 2 * row[name]}
-
-
-def _growth(row: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    factor = 2
-    while factor <= _MOST_GROWTH:
-        gpus = row["gpus"] * factor
-        batch = max(row["global_batch_size"], default_global_batch_size(gpus, row["sequence_length"]))
-        batch = -(-batch // (gpus * row["micro_batch_size"])) * gpus * row["micro_batch_size"]
-        for name in ("", "ep", "pp", "tp"):
-            if not name:
-                yield f"hardware.gpus: {gpus}", {"gpus": gpus, "global_batch_size": batch}
-            else:
-                degree = row[name] * factor
-                yield (
-                    f"hardware.gpus: {gpus} and parallel.{name}: {degree}",
-                    {"gpus": gpus, name: degree, "global_batch_size": batch},
-                )
-        factor *= 2
 
 
 def _legal(architecture: Architecture, machine: Machine, rows: list[dict[str, Any]]) -> list[bool]:

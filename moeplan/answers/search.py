@@ -1,166 +1,104 @@
-"""From a question to the search document: the request is built, searched, and every winner is told as an estimate."""
+"""From a search's outcome to its document: every winner is told as a plan and its estimate."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moeplan.answers.changes import changes, smallest_fitting
 from moeplan.answers.documents import Candidate, Certificate, Counts, NearMiss, SearchDocument, Study
 from moeplan.answers.estimate import estimate_plan
-from moeplan.errors import PlanError
+from moeplan.answers.request import build_request, dotted_key, told_request
 from moeplan.estimator.price import DEFAULT_MARGIN_GIB, GIB
-from moeplan.plan import COLUMN_KEYS, Plan, validate_plan
+from moeplan.plan import Plan
 from moeplan.search.engine import search
-from moeplan.search.request import Progress, SearchOutcome, SearchRequest, Winner
-from moeplan.search.space import Space, load_space
+from moeplan.search.request import SearchOutcome, SearchRequest, Winner
 
 # Plans of the Pareto front that are told in full; the front is thinned evenly, its ends kept.
 _MOST_PARETO = 16
 _MOST_NEAR_MISSES = 5
 
 
-def search_plans(
-    document: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    *,
-    where: str = "search",
-    space: Any = None,
-    objective: str = "throughput",
-    sampler: str = "auto",
-    trials: int | None = None,
-    timeout_s: float | None = None,
-    seed: int = 0,
-    storage: str | None = None,
-    study_name: str | None = None,
-    top: int = 10,
-    factors: Mapping[str, float] | None = None,
-    margin_gib: float = DEFAULT_MARGIN_GIB,
-    workers: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> SearchDocument:
-    """Search.
-
-    Args:
-        document: What the base plan says: model, hardware, and whatever else is given.
-        settings: Dotted keys of the plan, each a value, a list of choices or a range: they narrow the space.
-        where: Name of the document in messages.
-        space: Search space: a shipped name, a path or a mapping.
-        objective: throughput, batch, memory or cost.
-        sampler: auto, exhaustive, tpe, random or nsga2.
-        trials: Trials of a study.
-        timeout_s: Seconds after which the best so far is told.
-        seed: Of the sampler.
-        storage: Where Optuna keeps the study.
-        study_name: Its name there.
-        top: Plans to tell, each of another layout.
-        factors: Calibration factors.
-        margin_gib: Memory to leave free.
-        workers: Threads.
-        progress: Called now and then.
-
-    Raises:
-        PlanError: The request cannot be used.
-    """
-    choices = load_space(space).overlaid(_nested(settings), where) if settings else load_space(space)
-    base = _base(document, choices, where)
-    request = SearchRequest(
-        architecture=base.architecture(),
-        machine=base.gpu().machine(base.hardware.gpus_per_node),
-        base=base.row(),
-        space=choices,
-        objective=objective,
-        sampler=sampler,
-        trials=trials,
-        timeout_s=timeout_s,
-        seed=seed,
-        storage=storage,
-        study_name=study_name,
-        top=top,
-        factors=factors,
-        margin_gib=margin_gib,
-        workers=workers,
-        progress=progress,
-    )
-    return _document(base, request, search(request), margin_gib)
-
-
-def _base(document: Mapping[str, Any], space: Space, where: str) -> Plan:
-    """The plan that the search starts from: what the document says, then the first choice of every key it narrows."""
-    named = dict(document)
-    hardware = dict(named.get("hardware") or {})
-    if space.model is not None:
-        named.setdefault("model", space.model)
-    if space.gpu is not None:
-        hardware.setdefault("gpu", space.gpu)
-    gpus = space.choices.get("gpus")
-    if gpus:
-        # The default batch is a multiple of the GPUs: the largest cluster makes one that suits the smaller.
-        hardware["gpus"] = max(gpus)
-    for key, flag in (("gpu", "--gpu"), ("gpus", "--gpus")):
-        if key not in hardware:
-            raise PlanError(where, f"hardware.{key} is missing", f"name it with {flag}")
-    named["hardware"] = hardware
-    batch = dict(named.get("batch") or {})
-    for key in ("sequence_length", "global_batch_size"):
-        chosen = space.choices.get(key)
-        if chosen and chosen[0] is not None:
-            batch[key] = max(chosen)
-    if batch:
-        named["batch"] = batch
-    return validate_plan(named, where)
-
-
-def _document(base: Plan, request: SearchRequest, outcome: SearchOutcome, margin_gib: float) -> SearchDocument:
-    def told(winner: Winner) -> Candidate:
-        plan = base.with_row(winner.row)
-        return Candidate(plan=plan, estimate=estimate_plan(plan, request.factors, margin_gib))
-
-    top = tuple(told(winner) for winner in outcome.top)
+def search_plans(document: Mapping[str, Any], settings: Mapping[str, Any], **options: Any) -> SearchDocument:
+    """Search; the arguments are those of :func:`~moeplan.answers.request.build_request` (raises PlanError)."""
+    base, request = build_request(document, settings, **options)
+    outcome = search(request)
+    top = tuple(told(base, request, winner) for winner in outcome.top)
     return SearchDocument(
-        request=_request(base, request, margin_gib),
+        request=told_request(base, request),
         best=top[0] if top else None,
         top=top,
-        pareto=tuple(told(winner) for winner in _thinned(outcome.pareto)),
-        near_misses=tuple(
-            _near_miss(base, request, winner, told(winner), margin_gib)
-            for winner in outcome.near_misses[:_MOST_NEAR_MISSES]
-        ),
+        pareto=tuple(told(base, request, winner) for winner in _thinned(outcome.pareto)),
+        near_misses=_near_misses(base, request, outcome),
         counts=Counts(**_fields(outcome.counts, Counts.model_fields)),
         certificate=Certificate(**_fields(outcome.certificate, Certificate.model_fields)),
         study=Study(**_fields(outcome.study, Study.model_fields)),
         stopped=outcome.stopped,
-        notes=_notes(base, outcome, top),
+        notes=_notes(outcome, top),
     )
 
 
-def _near_miss(base: Plan, request: SearchRequest, winner: Winner, candidate: Candidate, margin_gib: float) -> NearMiss:
-    row = candidate.plan.row()
-    found = changes(request.architecture, request.machine, row, request.factors, margin_gib, more_gpus=True)
-    return NearMiss(
-        plan=candidate.plan,
-        estimate=candidate.estimate,
-        overflow_gib=max(-winner.headroom_bytes / GIB, 0.0),
-        change=smallest_fitting(found),
+def told(base: Plan, request: SearchRequest, winner: Winner) -> Candidate:
+    """A winner as its plan and estimate."""
+    plan = base.with_row(winner.row)
+    margin_gib = DEFAULT_MARGIN_GIB if request.margin_gib is None else request.margin_gib
+    return Candidate(plan=plan, estimate=estimate_plan(plan, request.factors, margin_gib))
+
+
+def _near_misses(base: Plan, request: SearchRequest, outcome: SearchOutcome) -> tuple[NearMiss, ...]:
+    """The closest to fitting, each with the smallest change that would make it fit."""
+    misses = outcome.near_misses[:_MOST_NEAR_MISSES]
+    changes = [_single_change(request, winner) for winner in misses]
+    if misses and outcome.best is None and not any(changes) and not outcome.stopped:
+        changes = [_larger(request, misses[0])] * len(misses)
+    return tuple(
+        NearMiss(
+            **dict(told(base, request, winner)),
+            overflow_gib=max(-winner.headroom_bytes / GIB, 0.0),
+            change=change,
+        )
+        for winner, change in zip(misses, changes, strict=True)
     )
 
 
-def _notes(base: Plan, outcome: SearchOutcome, top: tuple[Candidate, ...]) -> tuple[str, ...]:
+def _single_change(request: SearchRequest, winner: Winner) -> str:
+    from moeplan.search.nearest import changes
+
+    found = changes(request, winner)
+    if not found:
+        return ""
+    return f"{found[0].what} (then {found[0].tokens_per_s:,.0f} tokens/s, {found[0].headroom_bytes / GIB:.1f} GiB free)"
+
+
+def _larger(request: SearchRequest, miss: Winner) -> str:
+    """More GPUs, or GPUs with more memory, where no change of the plan helps."""
+    from moeplan.hardware import gpu_names, load_gpu
+    from moeplan.search.nearest import larger_gpu, more_gpus
+
+    ways = []
+    more = more_gpus(request)
+    if more is not None:
+        ways.append(f"{more.what} (then {more.tokens_per_s:,.0f} tokens/s, {more.headroom_bytes / GIB:.1f} GiB free)")
+    larger = larger_gpu(request, miss, (load_gpu(name).machine() for name in gpu_names()))
+    if larger is not None:
+        ways.append(f"the same number of {larger.name} ({larger.usable_gib:.0f} GiB)")
+    return ", or ".join(ways)
+
+
+def _notes(outcome: SearchOutcome, top: tuple[Candidate, ...]) -> tuple[str, ...]:
     notes = []
     if outcome.changes_training:
-        keys = ", ".join(".".join(COLUMN_KEYS.get(name, (name,))) for name in outcome.changes_training)
-        notes.append(f"the space opens what changes the training itself: {keys}")
+        keys = ", ".join(map(dotted_key, outcome.changes_training))
+        notes.append(f"the search chose what changes the training itself: {keys}")
     if outcome.stopped:
         notes.append(f"stopped by {outcome.stopped}: this is the best so far")
     if top:
         best = top[0].estimate
         notes.append(f"what binds the best plan: {best.limit}")
         close = _close(top)
-        if close > 1:
+        if close > 1 and best.uncertainty is not None:
             notes.append(
                 f"the first {close} plans are closer to each other than the estimate is certain "
-                f"(±{100 * (best.uncertainty.relative if best.uncertainty else 0):.0f} %): measure them"
+                f"(±{100 * best.uncertainty.relative:.0f} %): measure them"
             )
     return tuple(notes)
 
@@ -172,38 +110,6 @@ def _close(top: tuple[Candidate, ...]) -> int:
         return 1
     floor = best.throughput.tokens_per_s * (1 - best.uncertainty.relative)
     return sum(1 for candidate in top if candidate.estimate.throughput.tokens_per_s >= floor)
-
-
-def _request(base: Plan, request: SearchRequest, margin_gib: float) -> dict[str, Any]:
-    """What was asked, defaults included, as plain JSON values."""
-    space = {
-        ".".join(COLUMN_KEYS.get(name, (name,))): list(values) for name, values in sorted(request.space.choices.items())
-    }
-    told = {
-        "plan": base.to_mapping(),
-        "space": {"name": request.space.name, "choices": space},
-        "objective": request.objective,
-        "sampler": request.sampler,
-        "trials": request.trials,
-        "timeout_s": request.timeout_s,
-        "seed": request.seed,
-        "top": request.top,
-        "margin_gib": margin_gib,
-        "calibration": dict(request.factors) if request.factors else None,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(told))
-    return plain
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for dotted, value in settings.items():
-        section, _, key = dotted.partition(".")
-        if key:
-            nested.setdefault(section, {})[key] = value
-        else:
-            nested[section] = value
-    return nested
 
 
 def _thinned(winners: tuple[Winner, ...]) -> Iterable[Winner]:

@@ -33,7 +33,6 @@ def show_sizing(document: SizingDocument, console: Console) -> None:
         console.print(f"at least {result.gpus_needed} GPUs to hold it, spread evenly")
     if len(document.results) > 1:
         compared = table(
-            "Compared",
             ("batch", "active ratio", "tokens/expert", "activations GiB", "buffers GiB", "total GiB"),
             left=0,
         )

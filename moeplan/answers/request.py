@@ -1,0 +1,144 @@
+"""From what a user says to the request that the search understands, and back to plain JSON values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moeplan.errors import PlanError
+from moeplan.estimator.price import DEFAULT_MARGIN_GIB
+from moeplan.plan import COLUMN_KEYS, Plan, validate_plan
+from moeplan.search.request import Progress, SearchRequest
+from moeplan.search.space import Space, load_space
+
+
+def build_request(
+    document: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    where: str = "search",
+    space: Any = None,
+    objective: str = "throughput",
+    sampler: str = "auto",
+    trials: int | None = None,
+    timeout_s: float | None = None,
+    seed: int = 0,
+    storage: str | None = None,
+    study_name: str | None = None,
+    top: int = 10,
+    factors: Mapping[str, float] | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[Plan, SearchRequest]:
+    """The plan that a search starts from, and its request.
+
+    Args:
+        document: What the base plan says: model, hardware, and whatever else is given.
+        settings: Dotted keys of the plan, each a value, a list of choices or a range: they narrow the space.
+        where: Name of the document in messages.
+        space: Search space: a shipped name, a path or a mapping.
+        objective: throughput, batch, memory or cost.
+        sampler: auto, exhaustive, tpe, random or nsga2.
+        trials: Trials of a study.
+        timeout_s: Seconds after which the best so far is told.
+        seed: Of the sampler.
+        storage: Where Optuna keeps the study.
+        study_name: Its name there.
+        top: Plans to tell, each of another layout.
+        factors: Calibration factors.
+        margin_gib: Memory to leave free.
+        workers: Threads.
+        progress: Called now and then.
+
+    Raises:
+        PlanError: The request cannot be used.
+    """
+    choices = load_space(space)
+    if settings:
+        choices = choices.overlaid(_nested(settings), where)
+    base = _base(document, choices, where)
+    request = SearchRequest(
+        architecture=base.architecture(),
+        machine=base.gpu().machine(base.hardware.gpus_per_node),
+        base=base.row(),
+        space=choices,
+        objective=objective,
+        sampler=sampler,
+        trials=trials,
+        timeout_s=timeout_s,
+        seed=seed,
+        storage=storage,
+        study_name=study_name,
+        top=top,
+        factors=factors,
+        margin_gib=margin_gib,
+        workers=workers,
+        progress=progress,
+    )
+    return base, request
+
+
+def told_request(base: Plan, request: SearchRequest) -> dict[str, Any]:
+    """What was asked, defaults included, as plain JSON values."""
+    space = {dotted_key(name): list(values) for name, values in sorted(request.space.choices.items())}
+    told = {
+        "plan": base.to_mapping(),
+        "space": {"name": request.space.name, "choices": space},
+        "objective": request.objective,
+        "sampler": request.sampler,
+        "trials": request.trials,
+        "timeout_s": request.timeout_s,
+        "seed": request.seed,
+        "top": request.top,
+        "margin_gib": DEFAULT_MARGIN_GIB if request.margin_gib is None else request.margin_gib,
+        "calibration": dict(request.factors) if request.factors else None,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(told))
+    return plain
+
+
+def dotted_key(column: str) -> str:
+    """The plan's key of a candidate's column."""
+    return ".".join(COLUMN_KEYS.get(column, (column,)))
+
+
+def _base(document: Mapping[str, Any], space: Space, where: str) -> Plan:
+    """The plan that the search starts from: what the document says, then what the space names and holds fixed."""
+    named = dict(document)
+    hardware = dict(named.get("hardware") or {})
+    if space.model is not None:
+        named.setdefault("model", space.model)
+    if space.gpu is not None:
+        hardware.setdefault("gpu", space.gpu)
+    for column, key in (("gpus", "gpus"), ("gpus_per_node", "gpus_per_node")):
+        chosen = [value for value in space.choices.get(column, ()) if value is not None]
+        if chosen:
+            # The default batch is a multiple of the GPUs: the largest cluster makes one that suits the smaller.
+            hardware[key] = max(chosen)
+    if "model" not in named:
+        raise PlanError(where, "model is missing", "name a model, or the path of its config.json")
+    for key, flag in (("gpu", "--gpu"), ("gpus", "--gpus")):
+        if key not in hardware:
+            raise PlanError(where, f"hardware.{key} is missing", f"name it with {flag}")
+    named["hardware"] = hardware
+    batch = dict(named.get("batch") or {})
+    for key in ("sequence_length", "global_batch_size"):
+        chosen = [value for value in space.choices.get(key, ()) if value is not None]
+        if chosen:
+            batch[key] = max(chosen)
+    if batch:
+        named["batch"] = batch
+    return validate_plan(named, where)
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in settings.items():
+        section, _, key = dotted.partition(".")
+        if key:
+            nested.setdefault(section, {})[key] = value
+        else:
+            nested[section] = value
+    return nested
