@@ -1,6 +1,7 @@
 """The fitted numbers of the time model, read once from the data file beside this module.
 
-``results/time.py`` writes that file: what is fitted, on which measurements, and with what error is in ``results/time.md``.
+``results/time.py`` writes that file; what is fitted, on which measurements and with what error is in
+``results/time.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from contextvars import ContextVar
 from functools import lru_cache
 from importlib import resources
 from typing import Any
-
 
 _tried: ContextVar[Mapping[str, Any] | None] = ContextVar("_tried", default=None)
 

@@ -1,9 +1,9 @@
 """How long communication takes: latency plus bytes over the links that a group really spans.
 
-Ranks are laid out as Megatron lays them (tp-cp-ep-dp-pp, innermost first), so a group is ``size`` ranks ``stride`` apart
-and ``local`` of them share an NVLink domain. Rings over several domains use every local member's NIC at once (NCCL opens
-one ring per NIC), so their bus bandwidth is the smaller of NVLink's and ``local`` NICs'. Pairwise exchanges send what stays in the
-domain over NVLink and the rest over the rank's own NIC, both at the same time.
+Ranks are laid out as Megatron lays them (tp-cp-ep-dp-pp, innermost first), so a group is ``size`` ranks ``stride``
+apart and ``local`` of them share an NVLink domain. Rings over several domains use every local member's NIC at once
+(NCCL opens one ring per NIC), so their bus bandwidth is the smaller of NVLink's and ``local`` NICs'. Pairwise exchanges
+send what stays in the domain over NVLink and the rest over the rank's own NIC, both at the same time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Links:
         data = coefficients()["latency_us"]
         across = span.size / span.local
         inside = data["fixed"] + data["nvlink_step"] * np.log2(np.maximum(span.local, 1.0))
-        return (inside + (across > 1) * data["nic_step"] * np.log2(np.maximum(across, 2.0))) * 1e-6
+        total: Array = (inside + (across > 1) * data["nic_step"] * np.log2(np.maximum(across, 2.0))) * 1e-6
+        return total
 
     def ring_s(self, span: Span, payload: Array, passes: float = 1.0) -> Array:
         """All-gather or reduce-scatter of ``payload`` bytes in all; ``passes`` is 2 for an all-reduce."""

@@ -5,8 +5,8 @@ A GEMM of ``m x n x k`` takes the larger of its memory time and
     2 m n k / (peak * share) * (1 + depth / k) * (1 + wave * sms * 128^2 / (m n)) + launch
 
 ``share`` is what a large GEMM sustains of the dense peak (clocks under full power, pipeline bubbles). ``depth`` is the
-prologue and epilogue of a tile in units of the contracted dimension: its time is fixed, so in a precision that is twice as
-fast it weighs twice. ``wave`` is the mean idle share of the last wave of 128 x 128 tiles (half a wave if tiles were
+prologue and epilogue of a tile in units of the contracted dimension: its time is fixed, so in a precision that is
+twice as fast it weighs twice. ``wave`` is the mean idle share of the last wave of 128 x 128 tiles (half a wave if tiles were
 scheduled in lock step). All three are fitted per generation (see ``coefficients.json``); peak, multiprocessors and
 bandwidth are the GPU's own, which is how the numbers transfer to GPUs that nobody measured.
 """
@@ -116,7 +116,8 @@ class Kernels:
         share = shape["share"] * (shape["wide"] if qk_dim > 128 else 1.0) * self.speed("attention")
         share *= min(1.0, (qk_dim / 128) ** shape["narrow"])
         tail = 1 + shape["wave"] * self.machine.sms / np.maximum(blocks, 1.0)
-        return flops / (self.peak("bf16") * share * self.power()) * tail + shape["launch_us"] * 1e-6
+        seconds: Array = flops / (self.peak("bf16") * share * self.power()) * tail + shape["launch_us"] * 1e-6
+        return seconds
 
     def traffic_s(self, moved: Array, kernels: float, pattern: str) -> Array:
         """Seconds of memory-bound kernels that move ``moved`` bytes."""

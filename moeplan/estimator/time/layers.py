@@ -70,18 +70,20 @@ class Pricer:
     def layer(self, layer: Layer) -> LayerTime:
         """The time of one layer."""
         zeros = np.zeros(self.table.rows)
-        total = LayerTime(*(zeros.copy() for _ in range(7)))
+        total = LayerTime(
+            zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy()
+        )
         host = _Host(self, zeros.copy(), zeros.copy())
         communication = _Communication(self)
         for operator in layer.operators:
             for item in operator.work(self.shard):
                 if isinstance(item, Collective):
                     communication.add(item)
-                    host.add(2.0 * (item.payload > 0), item)
+                    host.add(np.where(item.payload > 0, 2.0, 0.0))
                     continue
                 forward, backward, weight = self.kernel(item)
                 _add(total, item, forward, backward, weight, self.shard)
-                host.add(_launches(item), item)
+                host.add(_launches(item))
         if layer.moe is not None:
             self._synchronize(total)
         host.settle(total)
@@ -161,10 +163,10 @@ class Pricer:
     def _quantization(
         self, name: str, inputs: Array, outputs: Array, wide: Array
     ) -> tuple[Array | float, Array | float]:
-        """Casts of a GEMM's input (forward) and of its output's gradient (backward), both row- and column-wise.
+        """Casts of a GEMM's input (forward) and of its output's gradient (backward), row- and column-wise.
 
-        A cast reads the 16-bit tensor and writes it twice, since neither Hopper's FP8 nor the block formats transpose on
-        the fly. Part of them is fused into the kernel before (norm, activation): the fitted factor.
+        A cast reads the 16-bit tensor and writes it twice, since neither Hopper's FP8 nor the block formats transpose
+        on the fly. Part of them is fused into the kernel before (norm, activation): the fitted factor.
         """
         facts = precision(name)
         if not facts.low:
@@ -279,7 +281,7 @@ class _Host:
     forward: Array
     backward: Array
 
-    def add(self, launches: Array | float, item: Work) -> None:
+    def add(self, launches: Array | float) -> None:
         kernel_s = coefficients()["host"]["kernel_us"] * 1e-6
         self.forward = self.forward + launches * kernel_s
         self.backward = self.backward + 1.5 * launches * kernel_s
@@ -287,13 +289,13 @@ class _Host:
     def settle(self, total: LayerTime) -> None:
         """Stretch kernels to the host's pace where CUDA graphs do not replay them.
 
-        Device and host take turns at setting the pace within a layer, so the two add up as a norm of order 3 rather than
-        as a maximum: equal shares cost a quarter more than either.
+        Device and host take turns at setting the pace within a layer, so the two add up as a norm of order 3 rather
+        than as a maximum: equal shares cost a quarter more than either.
         """
         eager = 1 - self.pricer.shard.value("cuda_graphs")
         forward, backward = (self.pricer.host_pace() * host * eager for host in (self.forward, self.backward))
-        late_forward = np.cbrt(total.forward**3 + forward**3) - total.forward
-        late_backward = np.cbrt(total.backward**3 + backward**3) - total.backward
+        late_forward = np.where(eager > 0, np.cbrt(total.forward**3 + forward**3) - total.forward, 0.0)
+        late_backward = np.where(eager > 0, np.cbrt(total.backward**3 + backward**3) - total.backward, 0.0)
         total.forward = total.forward + late_forward
         total.backward = total.backward + late_backward
         total.operators["host"] = late_forward + late_backward

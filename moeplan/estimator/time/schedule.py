@@ -1,7 +1,7 @@
 """Pipeline bubbles by formula: 1F1B, interleaved 1F1B, zero-bubble and DualPipe, with uneven stages.
 
-Every schedule repeats the slowest stage once per micro batch; what remains is the time in which that stage waits for the
-pipeline to fill and drain. With F, B and W the forward, whole backward and weight-gradient time of one stage:
+Every schedule repeats the slowest stage once per micro batch; what remains is the time in which that stage waits for
+the pipeline to fill and drain. With F, B and W the forward, whole backward and weight-gradient time of one stage:
 
 =========== =============================== =========================================================================
 schedule    bubble                          source

@@ -1,0 +1,274 @@
+"""One optimizer step: layers folded into stages, stages into a pipeline, and what happens once per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeplan.estimator.machine import Machine
+from moeplan.estimator.shard import shard_of
+from moeplan.estimator.stages import Structure, micro_batches, trained_mtp_layers
+from moeplan.estimator.table import Codes, Column, Table
+from moeplan.estimator.time.coefficients import coefficients
+from moeplan.estimator.time.collectives import Links
+from moeplan.estimator.time.layers import LayerTime, layer_times
+from moeplan.estimator.time.schedule import bubble_s
+from moeplan.estimator.time.sharding import StepWork, step_work
+from moeplan.model.architecture import Architecture
+from moeplan.operators.base import Array
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step; arrays of shape (rows,) that add up to :attr:`step_s`.
+
+    Attributes:
+        compute_s: Kernels of the slowest stage, recomputation included.
+        exposed_communication_s: Communication that nothing hides.
+        bubble_s: Pipeline idle time of the slowest stage.
+        optimizer_s: The optimizer step.
+    """
+
+    compute_s: Array
+    exposed_communication_s: Array
+    bubble_s: Array
+    optimizer_s: Array
+
+    @property
+    def step_s(self) -> Array:
+        """The whole step: exactly the sum of the four terms."""
+        return self.compute_s + self.exposed_communication_s + self.bubble_s + self.optimizer_s
+
+
+def step_time(
+    architecture: Architecture,
+    machine: Machine,
+    table: Table,
+    structure: Structure,
+    factors: Mapping[str, float] | None = None,
+) -> StepTime:
+    """Time every candidate of a table.
+
+    Args:
+        architecture: The model.
+        machine: The GPU and its links.
+        table: Candidates with the columns of ``columns.DEFAULTS``.
+        structure: The pipelines of the same table.
+        factors: Calibration factors on speed (``gemm``, ``attention``, ``hbm``, ``nvlink``, ``nic``) and on the host's
+            cost (``host_overhead``); absent ones are 1.
+    """
+    found = step_terms(architecture, machine, table, structure, factors or {})
+    return StepTime(found.compute, found.inside + found.neighbours + found.once, found.bubble, found.optimizer)
+
+
+@dataclass(frozen=True)
+class StepTerms:
+    """What a step is made of, before it is folded into :class:`StepTime`; arrays of shape (rows,), in seconds.
+
+    Attributes:
+        compute: Kernels of the slowest stage.
+        inside: Exposed communication inside layers.
+        neighbours: Exposed messages between pipeline stages.
+        once: Exposed gradient reduction and parameter gathering.
+        bubble: Pipeline idle time.
+        optimizer: The optimizer step.
+        stage: Moment of the structure that sets the pace.
+    """
+
+    compute: Array
+    inside: Array
+    neighbours: Array
+    once: Array
+    bubble: Array
+    optimizer: Array
+    stage: NDArray[np.int64]
+
+
+def step_terms(
+    architecture: Architecture, machine: Machine, table: Table, structure: Structure, factors: Mapping[str, float]
+) -> StepTerms:
+    """The terms of :func:`step_time`, apart."""
+    stages, stage_of = _stages(architecture, machine, table, structure, factors)
+    work, work_of = step_work(machine, table, structure, factors)
+    m = micro_batches(table)
+    return StepTerms(
+        compute=np.take(stages.compute, stage_of) * m,
+        inside=np.take(stages.exposed, stage_of) * m,
+        neighbours=_neighbours_s(machine, table, stages, stage_of, m, factors),
+        once=_once_per_step_s(table, stages, stage_of, work, work_of, m),
+        bubble=np.where(table["pp"] > 1, np.take(stages.bubble, stage_of), 0.0),
+        optimizer=np.take(work.optimizer, work_of),
+        stage=np.take(stages.slowest, stage_of),
+    )
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The slowest stage of each distinct (layer cut, pipeline), per micro batch; arrays of shape (stage rows,).
+
+    Attributes:
+        compute: Kernels, replays included.
+        exposed: Exposed communication inside layers.
+        forward: Kernels of forward: what gathered parameters hide behind.
+        backward: Kernels of backward: what reduced gradients hide behind.
+        bubble: Idle seconds over the whole step.
+        message: Bytes that pass between neighbouring stages per micro batch and virtual stage.
+        virtual: Virtual stages per stage.
+        slowest: Moment of the structure that sets the pace.
+    """
+
+    compute: Array
+    exposed: Array
+    forward: Array
+    backward: Array
+    bubble: Array
+    message: Array
+    virtual: Array
+    slowest: NDArray[np.int64]
+
+
+def _stages(
+    architecture: Architecture,
+    machine: Machine,
+    table: Table,
+    structure: Structure,
+    factors: Mapping[str, float],
+) -> tuple[_Stages, Codes]:
+    times, layer_of, layers = layer_times(structure.parts, machine, table, factors)
+    keys = {
+        "_layer": Column(tuple(range(layers.rows)), layer_of),
+        "_pipeline": Column(tuple(range(structure.counts.shape[0])), structure.index),
+    }
+    names = ("_layer", "_pipeline", "recompute_layers", "recompute_method", "pp", "vpp", "schedule", "mtp_layers")
+    distinct, index = table.with_columns(keys).distinct(names)
+    layer = distinct.columns["_layer"].codes
+    pipeline = distinct.columns["_pipeline"].codes
+    runs = structure.runs[pipeline]
+    # Under full recomputation of every layer all runs are replayed; under block recomputation the structure says which.
+    block = ~_is(distinct, "recompute_layers", None) & ~_is(distinct, "recompute_method", "uniform")
+    redone = np.where(block[:, None, None], structure.recomputed_runs[pipeline], runs)
+
+    def fold(name: str, counts: Array) -> Array:
+        per_part = np.stack([getattr(time, name) for time in times], axis=1)[layer]
+        return np.asarray(np.einsum("rmp,rp->rm", counts, per_part))
+
+    forward, weight = fold("forward", runs), fold("weight", runs)
+    backward = fold("backward", runs) + fold("replay", runs) + fold("replay_full", redone)
+    exposed = fold("exposed_forward", runs) + fold("exposed_backward", runs)
+    total = forward + backward + exposed
+    slowest = np.argmax(total, axis=1)
+    at = (np.arange(distinct.rows), slowest)
+    dual = _is(distinct, "schedule", "dualpipe")
+    # DualPipe's rank holds two stages and runs half of the micro batches through each.
+    half = np.where(dual, 0.5, 1.0)
+    pace = total[at] * half
+    everything, all_weight = _whole_model(architecture, times, layer, distinct, redone[at], runs[at])
+    virtual = np.maximum(distinct["vpp"], 1.0)
+    bubble = bubble_s(
+        distinct["pp"],
+        virtual,
+        _is(distinct, "schedule", "zero_bubble"),
+        dual,
+        np.maximum(everything - pace, 0.0),
+        np.maximum(all_weight - weight[at] * half, 0.0),
+        backward[at] * half,
+        pace,
+        weight[at] * half,
+    )
+    message = _message(architecture, layers)[layer]
+    found = _Stages(
+        compute=(forward[at] + backward[at]) * half,
+        exposed=exposed[at] * half,
+        forward=forward[at] * half,
+        backward=backward[at] * half,
+        bubble=bubble,
+        message=message,
+        virtual=virtual,
+        slowest=slowest,
+    )
+    return found, index
+
+
+def _whole_model(
+    architecture: Architecture,
+    times: list[LayerTime],
+    layer: NDArray[np.integer[Any]],
+    table: Table,
+    redone: Array,
+    runs: Array,
+) -> tuple[Array, Array]:
+    """Seconds of one micro batch over all stages (forward, backward, exposed), and the weight gradients among them."""
+    kinds = np.bincount(np.array(architecture.layer_kinds), minlength=len(architecture.kinds)).astype(float)
+    mtp = np.array([trained_mtp_layers(architecture, level) for level in table.columns["mtp_layers"].levels], float)
+    trained = np.take(mtp, table.columns["mtp_layers"].codes)
+    counts = np.empty((table.rows, len(times)))
+    counts[:, : len(kinds)] = kinds
+    if architecture.mtp_layer is not None:
+        counts[:, len(kinds)] = trained
+    counts[:, -2] = 1.0
+    counts[:, -1] = 1.0 + trained
+    replayed = redone.sum(axis=1) / np.maximum(runs.sum(axis=1), 1e-30)
+    total = np.zeros(table.rows)
+    weight = np.zeros(table.rows)
+    for position, time in enumerate(times):
+        plain = time.forward + time.backward + time.replay + time.exposed_forward + time.exposed_backward
+        total += counts[:, position] * (plain[layer] + replayed * time.replay_full[layer])
+        weight += counts[:, position] * time.weight[layer]
+    return total, weight
+
+
+def _message(architecture: Architecture, layers: Table) -> Array:
+    """Bytes between neighbouring stages: the residual stream of one micro batch."""
+    shard = shard_of(layers)
+    return np.asarray(shard.sequence_tokens * architecture.hidden * shard.value("activation_bytes", 2.0))
+
+
+def _neighbours_s(
+    machine: Machine,
+    table: Table,
+    stages: _Stages,
+    stage_of: Codes,
+    m: Array,
+    factors: Mapping[str, float],
+) -> Array:
+    """Exposed messages between stages: two per micro batch and virtual stage.
+
+    The plain schedule waits for each (Megatron's ``send_forward_recv_backward``); the interleaved one overlaps them
+    with computation (``overlap_p2p_comm``), which leaves the interference.
+    """
+    pp = table["pp"]
+    links = Links(machine, factors)
+    span = links.span(pp, table["gpus"] / pp)
+    message = links.neighbour_s(span, np.take(stages.message, stage_of))
+    virtual = np.take(stages.virtual, stage_of)
+    exposed = np.where(virtual > 1, coefficients()["overlap"]["interference"] * virtual, 1.0)
+    return np.where(pp > 1, 2.0 * m * message * exposed, 0.0)
+
+
+def _once_per_step_s(table: Table, stages: _Stages, stage_of: Codes, work: StepWork, work_of: Codes, m: Array) -> Array:
+    """Exposed gradient reduction and parameter gathering."""
+    leak = coefficients()["overlap"]["interference"]
+    forward, backward = np.take(stages.forward, stage_of), np.take(stages.backward, stage_of)
+    reduce, gather = np.take(work.reduce, work_of), np.take(work.gather, work_of)
+    sharding = table["sharding"]
+    reductions = np.where(sharding >= 2, m, 1.0)
+    regathered = sharding >= 3
+
+    def left(communication: Array, computation: Array, overlapped: Array) -> Array:
+        hidden = np.minimum(communication, computation)
+        return np.asarray(np.where(overlapped > 0, communication - (1 - leak) * hidden, communication))
+
+    reduced = left(reduce, backward, table["overlap_grad_reduce"]) * reductions
+    gathered = left(gather, forward, table["overlap_param_gather"])
+    # Fully sharded parameters are gathered again for backward, beside it and the reduction.
+    again = left(gather + reduce, backward, table["overlap_param_gather"]) * m
+    return np.asarray(np.where(regathered, gathered * m + again, reduced + gathered))
+
+
+def _is(table: Table, name: str, value: object) -> NDArray[np.bool_]:
+    column = table.columns[name]
+    return np.take(np.array([level == value for level in column.levels], np.bool_), column.codes)
