@@ -139,8 +139,17 @@ class Fields:
         self.read.update(names)
 
     def unread(self, harmless: Collection[str] = ()) -> list[str]:
-        """Keys with a value that nothing has read and that are not known to be harmless, in order."""
+        """Keys that nothing has read and that are not known to be harmless, in order; null means absent."""
         return [k for k, v in self.mapping.items() if v is not None and k not in self.read and k not in harmless]
+
+    def fixed(self, key: str, value: Any, why: str) -> None:
+        """A key that may be given but has one value only.
+
+        Raises:
+            PlanError: It has another.
+        """
+        if self.raw(key, default=value) != value:
+            raise self.error(key, f"{self.mapping[key]!r} {why}", f"only {value!r} is understood")
 
 
 _INFINITE = (math.inf, -math.inf)

@@ -16,6 +16,18 @@ from moeplan.model.families.common import MTP_LAYERS
 from moeplan.model.fields import Fields
 from moeplan.model.harmless import HARMLESS, REFUSED_ANY, REFUSED_TRUE
 
+WRAPPERS = {
+    "llama4": "llama4_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "gemma3": "gemma3_text",
+    "mistral3": "mistral",
+    "aria": "aria_text",
+    "minimax_m3_vl": "minimax_m3_vl_text",
+}
+"""Multimodal ``model_type`` -> that of its ``text_config`` where it does not say so itself."""
+
 
 def load_model(reference: str | Path | Mapping[str, Any]) -> Architecture:
     """Read a model.
@@ -61,7 +73,7 @@ def read_mapping(mapping: Mapping[str, Any], where: str) -> Architecture:
 
 
 def read_hugging_face(mapping: Mapping[str, Any], where: str) -> Architecture:
-    """Read a Hugging Face configuration of a decoder; of a multimodal one only if its text model is asked for.
+    """Read a Hugging Face configuration of a decoder; of a known multimodal one, its text model alone.
 
     Raises:
         PlanError: The family is unknown, or a key that may change shapes is not understood.
@@ -74,8 +86,13 @@ def read_hugging_face(mapping: Mapping[str, Any], where: str) -> Architecture:
             "model_type is missing",
             "give a Hugging Face config.json, an architecture document (architecture: decoder), or a counted model",
         )
+    if model_type in WRAPPERS:
+        return _read_text_model(fields, model_type)
     reader = FAMILIES.get(model_type)
     if reader is None:
+        if "text_config" in mapping:
+            problem = f"{model_type!r} is a multimodal model whose text model moeplan cannot tell"
+            raise fields.error("model_type", problem, "give its text_config alone")
         remedy = nearest(model_type, FAMILIES, f"{len(FAMILIES)} families are known, e.g. mixtral, deepseek_v3, llama")
         raise fields.error("model_type", f"{model_type!r} is not an architecture that moeplan understands", remedy)
     for key in REFUSED_TRUE:
@@ -85,8 +102,9 @@ def read_hugging_face(mapping: Mapping[str, Any], where: str) -> Architecture:
         if fields.raw(key, default=None):
             raise fields.error(key, "is not understood", "remove it if the model's weights do not depend on it")
     architecture = reader(fields)
-    # A family without multi-token prediction may still say that it has none.
-    unread = [key for key in fields.unread(HARMLESS) if mapping[key] or key not in MTP_LAYERS]
+    # A switch that is off and that the family does not know switches nothing off: its class ignores it. And a family
+    # without multi-token prediction may still say that it has none.
+    unread = [k for k in fields.unread(HARMLESS) if mapping[k] is not False and (mapping[k] or k not in MTP_LAYERS)]
     if unread:
         key = unread[0]
         raise fields.error(
@@ -95,6 +113,19 @@ def read_hugging_face(mapping: Mapping[str, Any], where: str) -> Architecture:
             nearest(key, fields.read, "remove it if the model's weights do not depend on it"),
         )
     return replace(architecture, name=str(mapping.get("name") or model_type), family=model_type)
+
+
+def _read_text_model(fields: Fields, model_type: str) -> Architecture:
+    """The text model inside a multimodal wrapper: what trains on text, without encoders and projectors."""
+    section = fields.section("text_config")
+    text: dict[str, Any] = {"model_type": WRAPPERS[model_type]} | dict(section.mapping)
+    tied = fields.flag("tie_word_embeddings", default=None)
+    if tied is not None:
+        # The wrapper's own switch decides whether its head is tied.
+        text["tie_word_embeddings"] = tied
+    if text["model_type"] in WRAPPERS:
+        raise section.error("model_type", f"{text['model_type']!r} is no text model")
+    return read_hugging_face(text, section.where)
 
 
 def _find(reference: str | Path) -> tuple[dict[str, Any], str]:

@@ -152,6 +152,8 @@ def mixture(f: Fields, *width: str, **features: Any) -> MoE:
 
 def sparse_after(f: Fields, layers: int, *names: str, default: Any = None) -> list[bool]:
     """MoE layers by ``mlp_layer_types`` (list of ``dense``/``sparse``), or all but a number of first layers."""
+    if "moe_layer_freq" in f.mapping and not isinstance(f.mapping["moe_layer_freq"], list):
+        f.fixed("moe_layer_freq", 1, "is read by no class of this family")
     kinds = f.sequence("mlp_layer_types", default=None, length=layers)
     extra = {} if default is None else {"default": default}
     if kinds is not None:

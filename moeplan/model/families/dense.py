@@ -161,7 +161,14 @@ def smollm(f: Fields, layers: int) -> list[int | None]:
     return windows(f, layers, lambda index: not rope[index])
 
 
-SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "use_bidirectional_attention")
+SOFTCAPS = (
+    "cache_implementation",
+    "sliding_window_size",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "query_pre_attn_scalar",
+    "use_bidirectional_attention",
+)
 LLAMA = Dense(bias="all", bias_key="attention_bias", mlp_bias_key="mlp_bias")
 GLM = Dense(bias="qkv", bias_key="attention_bias", bias_default=True, kv_heads=REQUIRED, head_dim=128)
 COHERE = Dense(bias="all", bias_key="attention_bias", layout="one_norm", tied=True, ignore=("logit_scale",))
