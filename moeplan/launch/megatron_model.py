@@ -13,9 +13,11 @@ from moeplan.launch.refusal import Refusal
 from moeplan.model.architecture import Architecture
 from moeplan.model.details import ModelDetails
 from moeplan.operators.attention import Attention, LatentAttention
+from moeplan.operators.indexer import Indexer
 from moeplan.operators.mixer import Mixer
 from moeplan.operators.mlp import DenseMLP
 from moeplan.operators.moe import MoE
+from moeplan.operators.norm import Norm
 
 FlagList = dict[str, tuple[str, ...]]
 
@@ -131,6 +133,11 @@ def _attention(architecture: Architecture, found: ModelFlags) -> None:
     feeds = {sum(isinstance(operator, DenseMLP | MoE) for operator in layer.operators) for layer in architecture.layers}
     if per_layer != {1} or feeds != {1}:
         _refuse(found, "builds layers of one attention and one feed-forward, the model's layers are different")
+    norms = {sum(isinstance(operator, Norm) for operator in layer.operators) for layer in architecture.layers}
+    if norms != {2}:
+        _refuse(found, f"builds layers with two norms, the model's have {', '.join(map(str, sorted(norms)))}")
+    if operators(architecture, Indexer):
+        _refuse(found, "has the indexer of sparse attention as an experiment only, which no plan of ours was checked with")
     if latent and not softmax and not mixers and len(latent) == 1:
         _latent(latent[0], found)
     elif softmax and not latent and len({_without_window(attention) for attention in softmax}) == 1:

@@ -1,13 +1,13 @@
 """Let megatron-core's own code judge Megatron-LM command lines, many in one process, without a GPU.
 
-Runs in the environment that ``build.sh`` makes. Reads one JSON object per line: ``arguments`` (what follows the training
-script), ``world_size``, ``capability`` (major compute capability), ``environment``. Writes one JSON object per line:
-``accepted``, ``stage`` (the last one reached) and ``error``, ``values`` (a few resolved arguments), ``parameters``
+Runs in the environment that ``build.sh`` makes. Reads one JSON object per line: ``arguments`` (what follows the
+training script), ``world_size``, ``capability`` (major compute capability), ``environment``. Writes one per line:
+``accepted``, ``stage`` (the last one reached), ``error``, ``values`` (a few resolved arguments) and ``parameters``
 (Megatron's own count of the model that the arguments describe).
 
-Stages: the parser, ``validate_args``, ``TransformerConfig``, optimizer and data-parallel configurations, and the process
-groups of the whole world on torch's fake backend. Transformer Engine is not installed: what asks for its version or its
-optimizer's signature gets the answer of a release that has everything.
+Stages: the parser, ``validate_args``, ``TransformerConfig``, optimizer and data-parallel configurations, and the
+process groups of the whole world on torch's fake backend. Transformer Engine is not installed: what asks for its
+version or its optimizer's signature gets the answer of a release that has everything.
 """
 
 from __future__ import annotations

@@ -152,6 +152,8 @@ def judge_accelerate(case: dict) -> dict:
     if args.use_fsdp:
         plugin = FullyShardedDataParallelPlugin()
         return {"plugin": type(plugin).__name__, "version": plugin.fsdp_version, "processes": args.num_processes}
+    if not args.use_megatron_lm:
+        return {"plugin": "none", "processes": args.num_processes}
     plugin = MegatronLMPlugin()
     return {"plugin": type(plugin).__name__, "tp": plugin.tp_degree, "pp": plugin.pp_degree}
 
