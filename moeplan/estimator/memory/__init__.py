@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.memory.buffers import outside, reserved, sharding_buffers, stage_buffers, workspaces
@@ -20,7 +21,7 @@ from moeplan.estimator.memory.states import (
     held_elements,
     state_bytes,
 )
-from moeplan.estimator.shard import SHARD_COLUMNS, shard_of
+from moeplan.estimator.shard import SHARD_COLUMNS, of_levels, shard_of
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Column, Table
 from moeplan.model.architecture import Architecture
@@ -29,7 +30,7 @@ from moeplan.operators.base import Array
 LAYER_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "recompute_method", "recompute_layers")
 """Columns that a layer's activations depend on."""
 
-_JOINT_COLUMNS: tuple[str, ...] = (*LAYER_COLUMNS, "pp", "_pipeline")
+JOINT_COLUMNS: tuple[str, ...] = (*LAYER_COLUMNS, "pp", "_pipeline")
 _HELD_COLUMNS: tuple[str, ...] = (*CUT_COLUMNS, "fused_gradient_accumulation", "_pipeline")
 
 
@@ -145,7 +146,25 @@ def _sharding_buffers(extended: Table, structure: Structure) -> Array:
 
 def _activations(architecture: Architecture, extended: Table, structure: Structure) -> tuple[Array, Array, Array]:
     """Saved bytes alive, the climb above them, and the stage's message buffers; each of shape (rows, moments)."""
-    joint, joint_index = extended.distinct(_JOINT_COLUMNS)
+    joint, joint_index = extended.distinct(JOINT_COLUMNS)
+    alive, plain, rebuilt = live_parts(architecture, joint, structure)
+    peak = np.maximum(np.maximum(plain.max(axis=2), rebuilt.max(axis=2)), 0.0)
+    messages = stage_buffers(architecture, joint, shard_of(joint), structure)
+    return alive.sum(axis=2)[joint_index], peak[joint_index], messages[joint_index]
+
+
+def live_parts(architecture: Architecture, joint: Table, structure: Structure) -> tuple[Array, Array, Array]:
+    """Part by part: saved bytes alive, and how high the backward pass of a layer of it climbs above all of them.
+
+    Args:
+        architecture: The model.
+        joint: Rows with :data:`JOINT_COLUMNS`.
+        structure: The pipelines.
+
+    Returns:
+        Bytes alive; the climb of layers that are not recomputed; that of layers that are. Shape (rows, moments, parts);
+        a climb is minus infinity where the stage has no such layer.
+    """
     layers, layer_index = joint.distinct(LAYER_COLUMNS)
     shard = shard_of(layers)
     memory = [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
@@ -153,44 +172,43 @@ def _activations(architecture: Architecture, extended: Table, structure: Structu
     def gather(name: str) -> Array:
         return np.stack([getattr(part, name) for part in memory], axis=1)[layer_index][:, None, :]
 
-    kept, kept_full = gather("kept"), gather("kept_full")
-    climb, climb_full = gather("transient"), gather("transient_full")
-    full = (np.array([level == "full" for level in joint.columns["recompute"].levels]))[
-        joint.columns["recompute"].codes
-    ]
-    uniform = np.array([level == "uniform" for level in joint.columns["recompute_method"].levels])
-    uniform = uniform[joint.columns["recompute_method"].codes]
-    declared = joint["recompute_layers"]
-    block = full & ~np.isnan(declared) & ~uniform
+    kept, climb, climb_full = gather("kept"), gather("transient"), gather("transient_full")
+    group, everything = _recompute_groups(joint, kept.shape[2])
     # Uniform recomputation of N layers at a time keeps one input per group and rebuilds a whole group at once.
-    group = np.where(full & uniform & ~np.isnan(declared), np.maximum(np.nan_to_num(declared), 1.0), 1.0)[:, None, None]
-    group = np.concatenate([np.repeat(group, kept.shape[2] - 2, axis=2), np.ones((joint.rows, 1, 2))], axis=2)
-    everything = (full & ~block)[:, None, None]
+    kept_full = gather("kept_full") / group
+    climb_full = climb_full + (group - 1.0) * gather("whole")
     pipeline = joint["_pipeline"].astype(np.int64)
-    live, redone = structure.live[pipeline], structure.recomputed_live[pipeline]
-    runs, redone_runs = structure.runs[pipeline], structure.recomputed_runs[pipeline]
-    redone = np.where(everything, live, redone)
-    redone_runs = np.where(everything, runs, redone_runs)
-    alive = ((live - redone) * kept + redone * kept_full / group).sum(axis=2)
-    once = (runs - redone_runs) * kept
+    live, runs = structure.live[pipeline], structure.runs[pipeline]
+    redone = np.where(everything, live, structure.recomputed_live[pipeline])
+    redone_runs = np.where(everything, runs, structure.recomputed_runs[pipeline])
+    alive = (live - redone) * kept + redone * kept_full
     # Backward meets the head first, then the layers that are not recomputed, then those that are, then the embedding.
+    once = (runs - redone_runs) * kept
     share = _chunk_share(structure, pipeline)
-    head = once[:, :, -1]
-    plain = once[:, :, :-2].sum(axis=2) * share
-    before = np.repeat(head[:, :, None], runs.shape[2], axis=2)
+    decoder = slice(0, -2)
+    unrecomputed = once[:, :, decoder].sum(axis=2) * share
+    before = np.repeat(once[:, :, -1:], runs.shape[2], axis=2)
     before[:, :, -1] = 0.0
-    before[:, :, -2] += plain + (redone_runs * kept_full / group)[:, :, :-2].sum(axis=2) * share
-    present = runs > 0
-    peak = np.where(present & (runs > redone_runs), climb - before, 0.0).max(axis=2)
-    rebuilt = climb_full + (group - 1.0) * (climb_full - kept_full)
-    peak_full = np.where(present & (redone_runs > 0), rebuilt - before, 0.0)
-    peak_full[:, :, :-2] -= np.where(peak_full[:, :, :-2] > 0, plain[:, :, None], 0.0)
-    peak = np.maximum(peak, peak_full.max(axis=2))
-    messages = stage_buffers(architecture, joint, shard_of(joint), structure)
-    return alive[joint_index], peak[joint_index], messages[joint_index]
+    before[:, :, -2] += unrecomputed + (redone_runs * kept_full)[:, :, decoder].sum(axis=2) * share
+    plain = np.where(runs > redone_runs, climb - before, -np.inf)
+    before[:, :, decoder] += unrecomputed[:, :, None]
+    rebuilt = np.where(redone_runs > 0, climb_full - before, -np.inf)
+    return alive, plain, rebuilt
 
 
-def _chunk_share(structure: Structure, pipeline: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Array:
+def _recompute_groups(joint: Table, parts: int) -> tuple[Array, NDArray[np.bool_]]:
+    """Layers per checkpoint by part, (rows, 1, parts), and whether every layer is recomputed, (rows, 1, 1)."""
+    full = of_levels(joint, "recompute", lambda level: float(level == "full")) > 0
+    uniform = of_levels(joint, "recompute_method", lambda level: float(level == "uniform")) > 0
+    declared = joint["recompute_layers"]
+    counted = ~np.isnan(declared)
+    size = np.where(full & uniform & counted, np.maximum(np.nan_to_num(declared), 1.0), 1.0)
+    group = np.ones((joint.rows, 1, parts))
+    group[:, :, :-2] = size[:, None, None]
+    return group, (full & (uniform | ~counted))[:, None, None]
+
+
+def _chunk_share(structure: Structure, pipeline: NDArray[np.int64]) -> Array:
     """Share of a stage's layers that its largest virtual stage holds; shape (rows, moments)."""
     layers = structure.counts[pipeline][:, :, :-2].sum(axis=2)
     share: Array = np.minimum(structure.chunk_layers[pipeline] / np.maximum(layers, 1.0), 1.0)
