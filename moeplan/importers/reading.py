@@ -8,9 +8,10 @@ from typing import Any
 
 from moeplan.documents import read_text
 from moeplan.errors import PlanError, nearest
+from moeplan.importers.assembling import Asked
 from moeplan.importers.imported import Imported
 
-FRAMEWORKS = ("megatron", "megatron-bridge", "deepspeed", "torchtitan", "accelerate")
+FRAMEWORKS = ("megatron", "deepspeed", "torchtitan")
 
 
 def read(
@@ -50,4 +51,11 @@ def read(
         return read_megatron(
             text, gpu, gpus, gpus_per_node=gpus_per_node, model=model, vocabulary=vocabulary, where=where
         )
-    raise PlanError("framework", f"moeplan does not import from {framework!r} yet", "use megatron")
+    asked = Asked(gpu, gpus, model, gpus_per_node)
+    if framework == "deepspeed":
+        from moeplan.importers.deepspeed import read_deepspeed
+
+        return read_deepspeed(text, asked, where)
+    from moeplan.importers.torchtitan import read_torchtitan
+
+    return read_torchtitan(text, asked, where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,56 @@ def differences(named: Architecture, described: Architecture) -> dict[str, Any]:
     if named.mtp_layers != described.mtp_layers:
         found["mtp_layers"] = described.mtp_layers
     return found
+
+
+# Flags that fix a model's shape; what else there is says how it is trained or is written in more than one way.
+_SHAPE_FLAGS = frozenset(
+    [
+        "num-layers",
+        "hidden-size",
+        "ffn-hidden-size",
+        "num-attention-heads",
+        "num-query-groups",
+        "kv-channels",
+        "attention-output-gate",
+        "experimental-attention-variant",
+        "linear-attention-freq",
+        "linear-conv-kernel-dim",
+        "linear-key-head-dim",
+        "linear-value-head-dim",
+        "linear-num-key-heads",
+        "linear-num-value-heads",
+        "num-experts",
+        "moe-layer-freq",
+        "moe-ffn-hidden-size",
+        "moe-shared-expert-intermediate-size",
+        "moe-shared-expert-gate",
+        "swiglu",
+        "untie-embeddings-and-output-weights",
+        "vocab-size",
+    ]
+)
+
+
+def model_by_flags(flags: Mapping[str, tuple[str, ...]], named: Sequence[Any]) -> Any | None:
+    """The model that moeplan would write with these flags: for what no architecture document describes.
+
+    Args:
+        flags: The file's arguments, without dashes.
+        named: Models to try before the catalog's (the one asked for, the one that the file carries).
+    """
+    from moeplan.launch.megatron_model import model_flags
+
+    wanted = {name: words for name, words in flags.items() if name in _SHAPE_FLAGS}
+    for reference in (*named, *model_names()):
+        architecture = load_model(reference if isinstance(reference, str) else dict(reference))
+        if wanted.get("hidden-size") != (str(architecture.hidden),):
+            continue
+        written = model_flags(architecture, None, None, 1)
+        ours = {name[2:]: words for name, words in written.flags.items() if name[2:] in _SHAPE_FLAGS}
+        if not written.refusals and ours == wanted:
+            return reference
+    return None
 
 
 def choose_model(

@@ -137,7 +137,7 @@ def _attention(architecture: Architecture, found: ModelFlags) -> None:
     if norms != {2}:
         _refuse(found, f"builds layers with two norms, the model's have {', '.join(map(str, sorted(norms)))}")
     if operators(architecture, Indexer):
-        _refuse(found, "has the indexer of sparse attention as an experiment only, which no plan of ours was checked with")
+        _refuse(found, "has the indexer of sparse attention as an experiment only")
     if latent and not softmax and not mixers and len(latent) == 1:
         _latent(latent[0], found)
     elif softmax and not latent and len({_without_window(attention) for attention in softmax}) == 1:
