@@ -134,13 +134,17 @@ class Breakdown(Document):
 
     stages: tuple[StageBreakdown, ...]
     compute: tuple[Part, ...]
-    """Seconds by operator on the slowest stage, the largest first."""
+    """Seconds by operator on the slowest stage, the largest first; recomputation is told apart."""
+    recompute_s: float
+    """What backward runs again."""
     communication: tuple[Part, ...]
     """Exposed seconds by group."""
+    walls: tuple[Part, ...]
+    """Seconds by what limits them: arithmetic, HBM, NVLink, network, bubble, latency."""
     wall: str
-    """What bounds the step."""
+    """The largest of them: what bounds the step."""
     speed_of_light_s: float
-    """The model's own FLOPs at the GPUs' dense peak, nothing else."""
+    """The matrix products of the slowest stage at the dense peak, nothing else."""
 
 
 class Saving(Document):

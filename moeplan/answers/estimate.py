@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from moeplan.answers.breakdown import break_down
+from moeplan.answers.changes import changes, savings
 from moeplan.answers.documents import (
-    Breakdown,
     Cost,
     Estimate,
     Memory,
     Parameters,
-    Saving,
+    Range,
     StageMemory,
     Throughput,
     Time,
@@ -26,6 +28,7 @@ from moeplan.estimator.price import DEFAULT_MARGIN_GIB, GIB, Explanation, explai
 from moeplan.estimator.shard import shard_of
 from moeplan.estimator.stages import trained_mtp_layers
 from moeplan.estimator.table import Table
+from moeplan.estimator.time import uncertainty
 from moeplan.model.architecture import Architecture
 from moeplan.plan import Plan
 from moeplan.search import legality
@@ -91,8 +94,8 @@ def estimate_plan(
         cost=cost(machine, plan.hardware.gpus, float(explanation.prices.tokens_per_s[0])),
         calibrated=bool(factors),
         uncertainty=_uncertainty(explanation, machine, plan, bool(factors)),
-        breakdown=_breakdown(architecture, machine, plan, explanation) if breakdown else None,
-        savings=_savings(architecture, machine, plan, explanation, factors, margin_gib) if breakdown else (),
+        breakdown=break_down(architecture, machine, row, explanation, factors) if breakdown else None,
+        savings=savings(changes(architecture, machine, row, factors, margin_gib)) if breakdown else (),
         assumptions=_assumptions(architecture, machine, plan, margin_gib),
         warnings=tuple(legality.warnings(architecture, machine, row)),
     )
@@ -195,16 +198,18 @@ def cost(machine: Machine, gpus: int, tokens_per_s: float) -> Cost:
     )
 
 
-def _uncertainty(explanation: Explanation, machine: Machine, plan: Plan, calibrated: bool) -> Uncertainty | None:
-    return None
-
-
-def _breakdown(architecture: Architecture, machine: Machine, plan: Plan, explanation: Explanation) -> Breakdown | None:
-    return None
-
-
-def _savings(*_: Any) -> tuple[Saving, ...]:
-    return ()
+def _uncertainty(explanation: Explanation, machine: Machine, plan: Plan, calibrated: bool) -> Uncertainty:
+    """The range of the step time and the throughput, from errors on runs that the model had not seen."""
+    low, high = uncertainty(machine, plan.precision, calibrated)
+    step_s = float(explanation.prices.step_s[0])
+    tokens_per_s = float(explanation.prices.tokens_per_s[0])
+    return Uncertainty(
+        relative=high - 1.0,
+        step_s=Range(low=step_s / high, high=step_s / low),
+        tokens_per_s=Range(low=tokens_per_s * low, high=tokens_per_s * high),
+        source=f"cross-validated error on measured runs of {machine.generation} GPUs"
+        + (", less what calibration removes" if calibrated else ""),
+    )
 
 
 def _assumptions(architecture: Architecture, machine: Machine, plan: Plan, margin_gib: float) -> tuple[str, ...]:
@@ -224,7 +229,8 @@ def _assumptions(architecture: Architecture, machine: Machine, plan: Plan, margi
         told.append(f"{machine.usd_per_hour:g} USD per GPU hour, the middle of the catalog's range")
     left = defaults_in_effect(plan)
     if left:
-        told.append("defaults in effect: " + ", ".join(f"{key} {value}" for key, value in left.items()))
+        shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in left.items())
+        told.append(f"defaults in effect: {shown}")
     return tuple(told)
 
 
