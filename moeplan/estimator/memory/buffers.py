@@ -94,9 +94,10 @@ def sharding_buffers(table: Table, largest_layer: Array, root: Array, trained: A
     stage = table["sharding"][:, None]
     deepspeed = of_levels(table, "framework", lambda name: float(name == "deepspeed"))[:, None] > 0
     size = np.minimum(of_levels(table, "precision", lambda name: precision(name).parameter), 2.0)[:, None]
+    copies = of_levels(table, "precision", lambda name: precision(name).weight_copies)[:, None]
     overlap = (1.0 + table["overlap_grad_reduce"])[:, None]
     prefetch = (1.0 + table["overlap_param_gather"])[:, None]
-    units = np.where(stage >= 3, size * (prefetch * largest_layer + root), 0.0)
+    units = np.where(stage >= 3, (size + copies) * prefetch * largest_layer + size * root, 0.0)
     units += np.where(stage >= 2, size * overlap * largest_layer, 0.0)
     buckets = np.where(stage >= 2, size * overlap * np.minimum(5e8, trained), 0.0)
     buckets += np.where(stage >= 3, size * np.minimum(1e9 + 5e7, trained), 0.0)

@@ -135,12 +135,14 @@ def state_bytes(table: Table) -> StateBytes:
     # FSDP2 keeps the gathered 16-bit copy between forward and backward unless it reshards (stage 3).
     kept = np.where(fsdp & (stage < 3) & ~full, 2.0, 0.0)
     copies = of_levels(table, "precision", lambda name: precision(name).weight_copies)
+    megatron = of_levels(table, "framework", lambda name: float(name == "megatron")) > 0
     shard_parameters = np.where(fsdp, stage >= 2, stage >= 3)
     shard_gradients, shard_states = stage >= 2, stage >= 1
     return StateBytes(
         parameter_whole=np.where(shard_parameters, kept, parameter),
         parameter_shared=np.where(shard_parameters, parameter, 0.0),
-        copies=np.where(of_levels(table, "framework", lambda name: float(name == "megatron")) > 0, copies, 0.0),
+        # Fully sharded parameters are quantised when they are gathered, a unit at a time.
+        copies=np.where(megatron & (stage < 3), copies, 0.0),
         gradient_whole=np.where(shard_gradients, 0.0, gradient),
         gradient_shared=np.where(shard_gradients, gradient, 0.0),
         optimizer_whole=np.where(shard_states, 0.0, states),
