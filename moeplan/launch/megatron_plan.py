@@ -240,3 +240,8 @@ def _dispatch(plan: Plan) -> FlagList:
 def flat(sections: Mapping[str, FlagList]) -> FlagList:
     """All sections in one mapping."""
     return {flag: words for flags in sections.values() for flag, words in flags.items()}
+
+
+def arguments_of_plan(plan: Plan) -> FlagList:
+    """Every flag of the plan in one mapping, the model's own apart."""
+    return flat(plan_flags(plan))

@@ -207,6 +207,9 @@ def _layers(plan: Plan) -> list[Refusal]:
     if parallel.pipeline_layout is not None:
         reason = "torchtitan reads no Megatron layouts"
         found.append(Refusal(reason, "leave parallel.pipeline_layout unset", {"parallel.pipeline_layout": None}))
+    if plan.kernels.dropout:
+        reason = "torchtitan's models have no dropout"
+        found.append(Refusal(reason, "set kernels.dropout: false", {"kernels.dropout": False}))
     if plan.kernels.cuda_graphs:
         reason = "CUDA graphs are off in torchtitan configurations that dispatch to experts"
         found.append(Refusal(reason, "set kernels.cuda_graphs: false", {"kernels.cuda_graphs": False}))
