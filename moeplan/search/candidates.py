@@ -38,6 +38,7 @@ from moeplan.search.space import Space
 _BATCH = ("global_batch_size", "sequence_length", "micro_batch_size")
 _PIPELINE = ("vpp", "mtp_layers", "pipeline_layout")
 BODY = (*DEGREES, *_BATCH, *_PIPELINE)
+_NONE = np.zeros(0, np.int64)
 _RECOMPUTE = ("recompute", "recompute_modules", "recompute_method", "recompute_layers")
 
 # Bodies are sorted by what layer formulas depend on, so that a chunk of them has few distinct layers to price.
@@ -69,7 +70,7 @@ class Candidates:
     @cached_property
     def first(self) -> NDArray[np.int64]:
         """Number of the first candidate of each body, and at the end their total; shape (bodies + 1,)."""
-        counts = self.allowed.sum(axis=1)[self.body_class] if self.bodies.rows else np.zeros(0, np.int64)
+        counts = self.allowed.sum(axis=1)[self.body_class]
         return np.concatenate([[0], np.cumsum(counts)])
 
     def __len__(self) -> int:
@@ -137,14 +138,17 @@ def candidates(
     knobs = _knobs(known, {name: values for name, values in chosen.items() if name not in BODY})
     fixed = {name: column for name, column in knobs.columns.items() if len(column.levels) == 1}
     cuts = _pipelines(architecture, space, chosen, found)
-    bodies, layout = _bodies(known, found, cuts, chosen, fixed, fill_pipeline)
+    bodies, layout = Table({}, 0), _NONE
+    if found.rows and knobs.rows:
+        bodies, layout = _bodies(known, found, cuts, chosen, fixed, fill_pipeline)
+    raw = _raw(chosen, degrees, knobs)
+    if not bodies.rows:
+        return Candidates(found, bodies, _NONE, knobs, _NONE, np.zeros((0, knobs.rows), np.bool_), raw)
     body_class, allowed = _classes(known, bodies, knobs)
     alive: Mask = np.take(np.any(allowed, axis=1), body_class)
     # Layouts without a candidate go too: a study must not spend trials on them.
     used, layout = np.unique(layout[alive], return_inverse=True)
-    return Candidates(
-        found.take(used), bodies.take(alive), layout, knobs, body_class[alive], allowed, _raw(chosen, degrees, knobs)
-    )
+    return Candidates(found.take(used), bodies.take(alive), layout, knobs, body_class[alive], allowed, raw)
 
 
 def _raw(chosen: Mapping[str, tuple[Any, ...]], degrees: Mapping[str, tuple[Any, ...]], knobs: Table) -> int:
