@@ -14,6 +14,7 @@ from moeplan.plan import Plan, load_plan, read_plan_document
 
 if TYPE_CHECKING:
     from moeplan.answers.strategies import ComparisonDocument, MaxBatchDocument
+    from moeplan.calibration import Calibration
     from moeplan.search.request import Progress
 
 
@@ -48,7 +49,7 @@ class SearchOptions(TypedDict, total=False):
 def estimate(
     plan: Plan | str | Path | Mapping[str, Any],
     *,
-    calibration: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | Calibration | None = None,
     margin_gib: float = DEFAULT_MARGIN_GIB,
     breakdown: bool = False,
 ) -> Estimate:
@@ -63,7 +64,7 @@ def estimate(
     Raises:
         PlanError: The plan is not valid, not legal, or names a model or GPU that cannot be read.
     """
-    return estimate_plan(load_plan(plan), factors_of(calibration), margin_gib, breakdown)
+    return estimate_plan(load_plan(plan), calibration_of(calibration), margin_gib, breakdown)
 
 
 def search(
@@ -74,7 +75,7 @@ def search(
     plan: Plan | str | Path | Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     space: str | Path | Mapping[str, Any] | None = None,
-    calibration: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | Calibration | None = None,
     margin_gib: float = DEFAULT_MARGIN_GIB,
     **options: Unpack[SearchOptions],
 ) -> SearchDocument:
@@ -103,7 +104,7 @@ def search(
         _document(model, gpu, gpus, plan),
         settings or {},
         space=space,
-        factors=factors_of(calibration),
+        calibration=calibration_of(calibration),
         margin_gib=margin_gib,
         **options,
     )
@@ -117,7 +118,7 @@ def max_batch(
     plan: Plan | str | Path | Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     space: str | Path | Mapping[str, Any] | None = None,
-    calibration: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | Calibration | None = None,
     margin_gib: float = DEFAULT_MARGIN_GIB,
 ) -> MaxBatchDocument:
     """The largest batch that fits, per parallel strategy and over all, and what binds it.
@@ -130,7 +131,7 @@ def max_batch(
         _document(model, gpu, gpus, plan),
         settings or {},
         space=space,
-        factors=factors_of(calibration),
+        calibration=calibration_of(calibration),
         margin_gib=margin_gib,
     )
 
@@ -144,7 +145,7 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     space: str | Path | Mapping[str, Any] | None = None,
     objective: str = "throughput",
-    calibration: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | Calibration | None = None,
     margin_gib: float = DEFAULT_MARGIN_GIB,
 ) -> ComparisonDocument:
     """Data, tensor, expert and pipeline parallelism and their best mix, each at its best.
@@ -158,18 +159,20 @@ def compare(
         settings or {},
         space=space,
         objective=objective,
-        factors=factors_of(calibration),
+        calibration=calibration_of(calibration),
         margin_gib=margin_gib,
     )
 
 
-def factors_of(calibration: str | os.PathLike[str] | Mapping[str, Any] | None) -> Mapping[str, float] | None:
-    """The factors of a calibration; None for none."""
+def calibration_of(
+    calibration: str | os.PathLike[str] | Mapping[str, Any] | Calibration | None,
+) -> Calibration | None:
+    """The calibration of a file or a mapping; None for none."""
     if calibration is None:
         return None
-    from moeplan.calibration import load_factors
+    from moeplan.calibration import load_calibration
 
-    return load_factors(calibration)
+    return load_calibration(calibration)
 
 
 def _document(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from moeplan.estimator.time import uncertainty
 from moeplan.model.architecture import Architecture
 from moeplan.plan import Plan
 from moeplan.search import legality
+
+if TYPE_CHECKING:
+    from moeplan.calibration import Calibration
 
 # Terms of a stage in the document, and the estimator's terms that each adds up.
 _TERMS: Mapping[str, tuple[str, ...]] = {
@@ -60,7 +63,7 @@ class IllegalPlanError(PlanError):
 
 def estimate_plan(
     plan: Plan,
-    factors: Mapping[str, float] | None = None,
+    calibration: Calibration | None = None,
     margin_gib: float = DEFAULT_MARGIN_GIB,
     breakdown: bool = False,
 ) -> Estimate:
@@ -68,7 +71,7 @@ def estimate_plan(
 
     Args:
         plan: What to estimate.
-        factors: Calibration factors by name; None when nothing was calibrated.
+        calibration: Factors fitted to measured runs.
         margin_gib: Memory to leave free.
         breakdown: Also tell where memory and time go, and what the next savings are worth.
 
@@ -82,6 +85,7 @@ def estimate_plan(
     violations = legality.check(architecture, machine, row)
     if violations:
         raise IllegalPlanError(violations)
+    factors = calibration.factors if calibration is not None else None
     explanation = explain(architecture, machine, row, factors, margin_gib)
     return Estimate(
         plan=plan,
@@ -92,12 +96,15 @@ def estimate_plan(
         throughput=_throughput(explanation, plan),
         parameters=parameters(architecture, plan, row, explanation),
         cost=cost(machine, plan.hardware.gpus, float(explanation.prices.tokens_per_s[0])),
-        calibrated=bool(factors),
-        uncertainty=_uncertainty(explanation, machine, plan, bool(factors)),
+        calibrated=calibration is not None,
+        uncertainty=_uncertainty(explanation, machine, plan, calibration),
         breakdown=break_down(architecture, machine, row, explanation, factors) if breakdown else None,
         savings=savings(changes(architecture, machine, row, factors, margin_gib)) if breakdown else (),
         assumptions=_assumptions(architecture, machine, plan, margin_gib),
-        warnings=tuple(legality.warnings(architecture, machine, row)),
+        warnings=(
+            *legality.warnings(architecture, machine, row),
+            *(calibration.doubts(plan) if calibration is not None else ()),
+        ),
     )
 
 
@@ -198,17 +205,24 @@ def cost(machine: Machine, gpus: int, tokens_per_s: float) -> Cost:
     )
 
 
-def _uncertainty(explanation: Explanation, machine: Machine, plan: Plan, calibrated: bool) -> Uncertainty:
+def _uncertainty(
+    explanation: Explanation, machine: Machine, plan: Plan, calibration: Calibration | None
+) -> Uncertainty:
     """The range of the step time and the throughput, from errors on runs that the model had not seen."""
-    low, high = uncertainty(machine, plan.precision, calibrated)
+    low, high = uncertainty(machine, plan.precision, calibration is not None)
+    source = f"cross-validated error on measured runs of {machine.generation} GPUs"
+    expected = calibration.expected_error() if calibration is not None else None
+    if expected is not None:
+        # The user's own runs, each predicted by a fit on the others, say more than anybody else's.
+        low, high = 1.0 / (1.0 + expected), 1.0 + expected
+        source = "leave-one-out error on the runs of the calibration"
     step_s = float(explanation.prices.step_s[0])
     tokens_per_s = float(explanation.prices.tokens_per_s[0])
     return Uncertainty(
         relative=high - 1.0,
         step_s=Range(low=step_s / high, high=step_s / low),
         tokens_per_s=Range(low=tokens_per_s * low, high=tokens_per_s * high),
-        source=f"cross-validated error on measured runs of {machine.generation} GPUs"
-        + (", less what calibration removes" if calibrated else ""),
+        source=source,
     )
 
 

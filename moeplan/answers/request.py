@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from moeplan.answers.documents import Candidate
+from moeplan.answers.estimate import estimate_plan
 from moeplan.errors import PlanError
 from moeplan.estimator.price import DEFAULT_MARGIN_GIB
 from moeplan.plan import COLUMN_KEYS, Plan, validate_plan
 from moeplan.search.request import Progress, SearchRequest
 from moeplan.search.space import Space, load_space
+
+if TYPE_CHECKING:
+    from moeplan.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Question:
+    """A search about to be done.
+
+    Attributes:
+        base: The plan that it starts from.
+        request: What the search understands.
+        calibration: Factors fitted to measured runs, or None.
+        margin_gib: Memory to leave free.
+    """
+
+    base: Plan
+    request: SearchRequest
+    calibration: Calibration | None
+    margin_gib: float
+
+    def told(self, row: Mapping[str, Any]) -> Candidate:
+        """A candidate as its plan and estimate."""
+        plan = self.base.with_row(row)
+        return Candidate(plan=plan, estimate=estimate_plan(plan, self.calibration, self.margin_gib))
 
 
 def build_request(
@@ -27,12 +55,12 @@ def build_request(
     storage: str | None = None,
     study_name: str | None = None,
     top: int = 10,
-    factors: Mapping[str, float] | None = None,
+    calibration: Calibration | None = None,
     margin_gib: float = DEFAULT_MARGIN_GIB,
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> tuple[Plan, SearchRequest]:
-    """The plan that a search starts from, and its request.
+) -> Question:
+    """Put a question together.
 
     Args:
         document: What the base plan says: model, hardware, and whatever else is given.
@@ -47,7 +75,7 @@ def build_request(
         storage: Where Optuna keeps the study.
         study_name: Its name there.
         top: Plans to tell, each of another layout.
-        factors: Calibration factors.
+        calibration: Factors fitted to measured runs.
         margin_gib: Memory to leave free.
         workers: Threads.
         progress: Called now and then.
@@ -72,16 +100,17 @@ def build_request(
         storage=storage,
         study_name=study_name,
         top=top,
-        factors=factors,
+        factors=calibration.factors if calibration is not None else None,
         margin_gib=margin_gib,
         workers=workers,
         progress=progress,
     )
-    return base, request
+    return Question(base, request, calibration, margin_gib)
 
 
-def told_request(base: Plan, request: SearchRequest) -> dict[str, Any]:
+def told_request(question: Question) -> dict[str, Any]:
     """What was asked, defaults included, as plain JSON values."""
+    base, request = question.base, question.request
     space = {dotted_key(name): list(values) for name, values in sorted(request.space.choices.items())}
     told = {
         "plan": base.to_mapping(),
@@ -92,7 +121,7 @@ def told_request(base: Plan, request: SearchRequest) -> dict[str, Any]:
         "timeout_s": request.timeout_s,
         "seed": request.seed,
         "top": request.top,
-        "margin_gib": DEFAULT_MARGIN_GIB if request.margin_gib is None else request.margin_gib,
+        "margin_gib": question.margin_gib,
         "calibration": dict(request.factors) if request.factors else None,
     }
     plain: dict[str, Any] = json.loads(json.dumps(told))

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moeplan.answers.documents import Candidate, Certificate, Counts, NearMiss, SearchDocument, Study
-from moeplan.answers.estimate import estimate_plan
-from moeplan.answers.request import build_request, dotted_key, told_request
-from moeplan.estimator.price import DEFAULT_MARGIN_GIB, GIB
-from moeplan.plan import Plan
+from moeplan.answers.request import Question, build_request, dotted_key, told_request
+from moeplan.estimator.price import GIB
 from moeplan.search.engine import search
 from moeplan.search.request import SearchOutcome, SearchRequest, Winner
 
@@ -20,15 +18,15 @@ _MOST_NEAR_MISSES = 5
 
 def search_plans(document: Mapping[str, Any], settings: Mapping[str, Any], **options: Any) -> SearchDocument:
     """Search; the arguments are those of :func:`~moeplan.answers.request.build_request` (raises PlanError)."""
-    base, request = build_request(document, settings, **options)
-    outcome = search(request)
-    top = tuple(told(base, request, winner) for winner in outcome.top)
+    question = build_request(document, settings, **options)
+    outcome = search(question.request)
+    top = tuple(question.told(winner.row) for winner in outcome.top)
     return SearchDocument(
-        request=told_request(base, request),
+        request=told_request(question),
         best=top[0] if top else None,
         top=top,
-        pareto=tuple(told(base, request, winner) for winner in _thinned(outcome.pareto)),
-        near_misses=_near_misses(base, request, outcome),
+        pareto=tuple(question.told(winner.row) for winner in _thinned(outcome.pareto)),
+        near_misses=_near_misses(question, outcome),
         counts=Counts(**_fields(outcome.counts, Counts.model_fields)),
         certificate=Certificate(**_fields(outcome.certificate, Certificate.model_fields)),
         study=Study(**_fields(outcome.study, Study.model_fields)),
@@ -37,25 +35,14 @@ def search_plans(document: Mapping[str, Any], settings: Mapping[str, Any], **opt
     )
 
 
-def told(base: Plan, request: SearchRequest, winner: Winner) -> Candidate:
-    """A winner as its plan and estimate."""
-    plan = base.with_row(winner.row)
-    margin_gib = DEFAULT_MARGIN_GIB if request.margin_gib is None else request.margin_gib
-    return Candidate(plan=plan, estimate=estimate_plan(plan, request.factors, margin_gib))
-
-
-def _near_misses(base: Plan, request: SearchRequest, outcome: SearchOutcome) -> tuple[NearMiss, ...]:
+def _near_misses(question: Question, outcome: SearchOutcome) -> tuple[NearMiss, ...]:
     """The closest to fitting, each with the smallest change that would make it fit."""
     misses = outcome.near_misses[:_MOST_NEAR_MISSES]
-    changes = [_single_change(request, winner) for winner in misses]
+    changes = [_single_change(question.request, winner) for winner in misses]
     if misses and outcome.best is None and not any(changes) and not outcome.stopped:
-        changes = [_larger(request, misses[0])] * len(misses)
+        changes = [_larger(question.request, misses[0])] * len(misses)
     return tuple(
-        NearMiss(
-            **dict(told(base, request, winner)),
-            overflow_gib=max(-winner.headroom_bytes / GIB, 0.0),
-            change=change,
-        )
+        NearMiss(**dict(question.told(winner.row)), overflow_gib=max(-winner.headroom_bytes / GIB, 0.0), change=change)
         for winner, change in zip(misses, changes, strict=True)
     )
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from moeplan.answers.documents import Document, Estimate
 from moeplan.answers.request import build_request, told_request
-from moeplan.answers.search import told
 from moeplan.estimator.price import GIB
 from moeplan.plan import Plan
 from moeplan.search.largest import max_batch
@@ -66,10 +65,10 @@ class ComparisonDocument(Document):
 
 def largest_batches(document: Mapping[str, Any], settings: Mapping[str, Any], **options: Any) -> MaxBatchDocument:
     """The largest batch that fits, per strategy; arguments as for :func:`build_request` (raises PlanError)."""
-    base, request = build_request(document, settings, **{"objective": "batch", **options})
+    question = build_request(document, settings, **{"objective": "batch", **options})
     found = []
-    for largest in max_batch(request):
-        candidate = told(base, request, largest.winner) if largest.winner is not None else None
+    for largest in max_batch(question.request):
+        candidate = question.told(largest.winner.row) if largest.winner is not None else None
         found.append(
             LargestBatch(
                 strategy=largest.strategy,
@@ -84,15 +83,15 @@ def largest_batches(document: Mapping[str, Any], settings: Mapping[str, Any], **
         )
     fitting = [largest for largest in found if largest.fits]
     best = max(fitting, key=lambda largest: largest.global_batch_size) if fitting else None
-    return MaxBatchDocument(request=told_request(base, request), best=best, strategies=tuple(found))
+    return MaxBatchDocument(request=told_request(question), best=best, strategies=tuple(found))
 
 
 def compared(document: Mapping[str, Any], settings: Mapping[str, Any], **options: Any) -> ComparisonDocument:
     """Every strategy at its best; arguments as for :func:`build_request` (raises PlanError)."""
-    base, request = build_request(document, settings, **options)
+    question = build_request(document, settings, **options)
     found = []
-    for strategy in compare(request):
-        candidate = told(base, request, strategy.winner) if strategy.winner is not None else None
+    for strategy in compare(question.request):
+        candidate = question.told(strategy.winner.row) if strategy.winner is not None else None
         found.append(
             StrategyAtBest(
                 strategy=strategy.strategy,
@@ -105,4 +104,4 @@ def compared(document: Mapping[str, Any], settings: Mapping[str, Any], **options
         )
     speeds = {one.strategy: one.estimate.throughput.tokens_per_s for one in found if one.fits and one.estimate}
     best = max(speeds, key=lambda name: speeds[name]) if speeds else None
-    return ComparisonDocument(request=told_request(base, request), best=best, strategies=tuple(found))
+    return ComparisonDocument(request=told_request(question), best=best, strategies=tuple(found))

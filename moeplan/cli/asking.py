@@ -47,5 +47,5 @@ def arguments(
         "settings": settings,
         "space": space,
         "calibration": calibration,
-        **margin(margin_gib),
+        "margin_gib": margin(margin_gib),
     }

@@ -40,7 +40,7 @@ def command(
 
     document, where = document_of(plan_or_model)
     plan = validate_plan(put(document, chosen(values)), where)
-    answer = estimate(plan, calibration=calibration, breakdown=breakdown, **margin(margin_gib))
+    answer = estimate(plan, calibration=calibration, breakdown=breakdown, margin_gib=margin(margin_gib))
     if as_json:
         print_json(answer)
     else:

@@ -39,6 +39,8 @@ def warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
-def margin(given: float | None) -> dict[str, float]:
-    """The keyword that a margin on the command line becomes."""
-    return {} if given is None else {"margin_gib": given}
+def margin(given: float | None) -> float:
+    """The margin on the command line, or the default."""
+    from moeplan.estimator.price import DEFAULT_MARGIN_GIB
+
+    return DEFAULT_MARGIN_GIB if given is None else given

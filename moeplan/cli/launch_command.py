@@ -1,0 +1,79 @@
+"""``moeplan launch``: launch files for a plan."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import click
+
+from moeplan.cli import status
+from moeplan.cli.output import calibration_option, json_option, margin, margin_option, print_json, warn
+from moeplan.cli.settings import chosen, document_of, plan_options, put
+from moeplan.errors import PlanError
+
+
+@click.command("launch")
+@click.argument("plan_or_model")
+@plan_options
+@click.option("--to", "targets", required=True, metavar="NAMES", help="megatron, megatron-bridge, deepspeed, ...")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write to; made if need be.")
+@click.option("--adapt", is_flag=True, help="Where a target cannot run the plan, write the nearest that it can.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@margin_option
+@calibration_option
+@json_option
+def command(
+    plan_or_model: str,
+    targets: str,
+    output: str,
+    adapt: bool,
+    overwrite: bool,
+    margin_gib: float | None,
+    calibration: str | None,
+    as_json: bool,
+    **values: Any,
+) -> int:
+    """Write the launch files of a plan: all of them or none.
+
+    PLAN_OR_MODEL and the plan's flags are those of 'moeplan estimate'. Targets, separated by commas: megatron,
+    megatron-bridge, deepspeed, torchtitan, accelerate.
+
+    \b
+    moeplan launch plan.yaml --to megatron,deepspeed -o run
+    """
+    from moeplan.api import estimate
+    from moeplan.launch import write
+    from moeplan.plan import validate_plan
+
+    document, where = document_of(plan_or_model)
+    plan = validate_plan(put(document, chosen(values)), where)
+    names = target_names(targets)
+    predicted = estimate(plan, calibration=calibration, margin_gib=margin(margin_gib))
+    if not predicted.fits:
+        warn(f"the plan does not fit: {-predicted.memory.headroom_gib:.1f} GiB too much ({predicted.limit})")
+    line = shlex.join(["moeplan", *sys.argv[1:]])
+    written = write(plan, names, output, estimate=predicted, overwrite=overwrite, adapt=adapt, command=line)
+    if as_json:
+        print_json({"schema_version": 1, "plan": plan.to_mapping(), "files": [str(path) for path in written]})
+    else:
+        for path in written:
+            click.echo(path)
+    return status.DONE
+
+
+def target_names(text: str) -> list[str]:
+    """Launch targets of a comma-separated list, checked."""
+    from moeplan.errors import nearest
+    from moeplan.launch import TARGETS
+
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    if not names:
+        raise PlanError("--to", "names no target", f"choose from {', '.join(TARGETS)}")
+    for name in names:
+        if name not in TARGETS:
+            raise PlanError(
+                "--to", f"there is no target {name!r}", nearest(name, TARGETS, f"one of {', '.join(TARGETS)}")
+            )
+    return names
