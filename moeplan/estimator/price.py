@@ -175,7 +175,10 @@ def _flops_per_token(architecture: Architecture, table: Table) -> Array:
 
 def _peak_tflops(machine: Machine, table: Table) -> Array:
     """The GPU's dense peak in each candidate's precision."""
-    return of_levels(table, "precision", lambda name: peak(machine, name))
+    column = table.columns["precision"]
+    # A search's space may name precisions that this GPU has not: only those of its candidates count.
+    used = {column.levels[code] for code in np.unique(column.codes)}
+    return of_levels(table, "precision", lambda name: peak(machine, name) if name in used else np.nan)
 
 
 def peak(machine: Machine, name: str) -> float:
