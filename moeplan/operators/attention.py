@@ -156,6 +156,7 @@ class LatentAttention:
         qk_rope_head_dim: Width of a head's rotary part (one shared key).
         v_head_dim: Width of a value head.
         attention_bias: Biases on the down projections and the output.
+        head_gate: A projection yields one gate per head (Ling).
         window: Tokens that a query sees: those that a sparse-attention indexer selects, or None for all before it.
     """
 
@@ -168,6 +169,7 @@ class LatentAttention:
     v_head_dim: int
     attention_bias: bool = False
     window: int | None = None
+    head_gate: bool = False
 
     def weights(self, shard: Shard) -> list[Weight]:
         """The parameters on one rank: down projections are replicated over ``tp`` (Megatron-Core's TE spec)."""
@@ -190,6 +192,8 @@ class LatentAttention:
             ),
             matrix("linear_proj", "attention", self.hidden, heads * self.v_head_dim),
         ]
+        if self.head_gate:
+            found.append(matrix("linear_gate", "attention", heads, self.hidden))
         if self.attention_bias:
             if self.q_lora_rank is not None:
                 found.append(vector("linear_q_down_proj.bias", "attention", self.q_lora_rank))
@@ -274,14 +278,13 @@ class LatentAttention:
         padded = Saved("padded output", size * eager * (values + padding))
         core = core_step(shard, (queries, queries, values + padding, values + padding), heads, None, modules)
         core = Step(core.name, (*core.saved, padded), core.backward)
-        found = [
+        return [
             Step("linear_down_proj", down, size * (local * (compressed + latent) + entering)),
             Step("latent_layernorm", tuple(norms), 2.0 * size * local * (compressed + latent)),
             Step("linear_up_proj", up, expanded + quantized_gradient(shard, expanded / size)),
             core,
             projection_step(shard, values, self.hidden),
         ]
-        return found
 
 
 def core_step(

@@ -84,6 +84,7 @@ class DenseMLP:
             first, plain = Saved("fc1 input", low * kept_size * entering, modules), Saved("fc1 input", 0.0 * entering)
         own = width * inner * size * np.where(eager > 0, 1.5, 1.0) if self.gated else inner * size
         out = kept_size * inner
+        mask = shard.value("dropout") * entering * (not shared)
         return [
             Step(
                 f"{name}.linear_fc1",
@@ -97,7 +98,8 @@ class DenseMLP:
             Step(f"{name}.activation", (Saved("fc1 output", own, modules),), size * (width + 1.0) * inner),
             Step(
                 f"{name}.linear_fc2",
-                (Saved("fc2 input", out, modules),),
+                # The mask of the dropout that follows the block; shared experts have none of their own.
+                (Saved("fc2 input", out, modules), Saved("dropout mask", mask)),
                 size * inner + gathered(shard, self.hidden) + quantized_gradient(shard, entering),
             ),
         ]

@@ -183,11 +183,17 @@ class MoE:
         inner = received * ffn * shard.value("activation_bytes", 2.0)
         accesses = (3.0, 5.0) if self.gated else (2.0, 3.0)
         rows = ffn * (2 if self.gated else 1)
-        return [
+        found: list[Work] = [
             Gemm("experts.linear_fc1", per_expert, rows, width * np.ones(1), groups, grouped=True, replay=("moe",)),
             Traffic("experts.activation", accesses[0] * inner, accesses[1] * inner, 2.0, "expert", ("moe", "moe_act")),
             Gemm("experts.linear_fc2", per_expert, width * np.ones(1), ffn, groups, grouped=True, replay=("moe",)),
         ]
+        if self.expert_bias:
+            # Added expert by expert and concatenated, weighted by the router's probabilities after the second GEMM
+            # (Megatron-LM moe/experts.py, _apply_bias): four accesses forward, three backward.
+            outputs = received * (rows + width) * shard.value("activation_bytes", 2.0)
+            found.append(Traffic("experts.bias", 4.0 * outputs, 3.0 * outputs, 4.0, "expert", ("moe",)))
+        return found
 
     def held(self, shard: Shard) -> Array:
         """Token copies that the fullest rank holds for its experts; a capacity factor pads every expert to it.
@@ -265,6 +271,7 @@ class MoE:
         probabilities = self._probability_bytes * rows
         indices = 28.0 * rows + 4.0 * self.local_experts(shard)
         everything = ("moe",)
+        mask = Saved("dropout mask", shard.value("dropout") * shard.sequence_tokens * self.hidden)
         return [
             Step(
                 "experts.linear_fc1",
@@ -291,5 +298,5 @@ class MoE:
                 ),
                 dispatched + size * inner + quantized_gradient(shard, rows * width),
             ),
-            Step("combine", (), dispatched + returned),
+            Step("combine", (mask,), dispatched + returned),
         ]
