@@ -57,7 +57,7 @@ class ExpertAttention:
         return [
             *column_parallel("linear_kv", shard, self.hidden),
             dense("linear_kv", shard.tokens, 2 * inner / shard.tp, self.hidden),
-            dense("attention.router", shard.tokens, self.experts, self.hidden, quantized=False),
+            dense("router", shard.tokens, self.experts, self.hidden, quantized=False),
             Gemm("experts.linear_q", copies / local, inner / shard.etp, width, local, grouped=True),
             elementwise("rotary", shard.tokens * (heads + self.kv_heads / shard.tp) * self.head_dim, shard, (2.0, 2.0)),
             *attention_core(shard, heads, self.kv_heads / shard.tp, self.head_dim, self.head_dim, None),

@@ -108,15 +108,16 @@ def check_groups(f: Fields, heads: int, kv_heads: int) -> None:
         raise f.error("num_key_value_heads", f"{kv_heads} does not divide num_attention_heads = {heads}")
 
 
-def latent_attention(f: Fields, *, stated: bool = True, **features: Any) -> LatentAttention:
+def latent_attention(f: Fields, *, stated: bool = True, saved: bool = False, **features: Any) -> LatentAttention:
     """Multi-head latent attention. ``head_dim`` says nothing (it is the rotary width), nor do the key/value heads.
 
-    ``q_lora_rank`` is null where queries are projected directly. Unless ``stated``, it may be left out for that: some
-    classes default to null, and DeepSeek's own are widely saved without nulls.
+    ``q_lora_rank`` is null where queries are projected directly. Unless ``stated``, it may be left out for that, as the
+    family's class defaults to null; and so it may in a file that transformers saved (told by ``qk_head_dim``, which no
+    other file holds) and that has since lost its nulls.
     """
     heads = f.integer("num_attention_heads")
     f.ignore("num_key_value_heads", "head_dim", "qk_head_dim")
-    if stated and "q_lora_rank" not in f.mapping:
+    if stated and "q_lora_rank" not in f.mapping and not (saved and "qk_head_dim" in f.mapping):
         raise f.error("q_lora_rank", "is missing", "add it (null where queries are projected directly)")
     return LatentAttention(
         hidden=hidden_size(f),

@@ -418,7 +418,7 @@ def kimi_linear(f: Fields) -> Architecture:
 def bailing_hybrid(f: Fields) -> Architecture:
     """Ling 3: delta attention with full gates, latent attention at every ``layer_group_size``-th layer."""
     layers = depth(f)
-    latent = latent_attention(f, stated=False)
+    latent = latent_attention(f, stated=False, head_gate=True)
     # In files saved by transformers 5, head_dim has become the rotary width and the linear keys hold the heads.
     width = f.integer("linear_head_dim", default=None) or f.integer("head_dim")
     heads = f.integer("linear_num_heads", default=latent.heads)
@@ -450,10 +450,8 @@ def _delta_and_latent(f: Fields, kinds: list[str], latent: LatentAttention, delt
 def minimax(f: Fields) -> Architecture:
     """MiniMax-Text-01: lightning attention, softmax attention on listed layers, MoE everywhere."""
     layers, hidden = depth(f), hidden_size(f)
-    listed = f.integers("attn_type_list", default=None, length=layers)
-    kinds = layer_types(
-        f, layers, (FULL, LINEAR), lambda index: FULL if (listed[index] if listed else index % 2 == 0) else LINEAR
-    )
+    # The class does not read the attn_type_list of the original files, so neither do we: layer_types must say it.
+    kinds = layer_types(f, layers, (FULL, LINEAR), lambda index: FULL if index % 2 == 0 else LINEAR)
     attention = grouped_attention(f)
     linear = lightning(hidden, attention.heads, attention.head_dim)
     f.ignore("block_size", "postnorm", "shared_intermediate_size", "shared_moe_mode", "num_shared_experts")

@@ -33,7 +33,7 @@ def deepseek_moe(f: Fields, **features: object) -> MoE:
 @family("deepseek_v2")
 def deepseek_v2(f: Fields) -> Architecture:
     """Latent attention, softmax scores, first layers dense."""
-    attention = latent_attention(f, stated=False)
+    attention = latent_attention(f, saved=True)
     bias = f.flag("mlp_bias", default=False)
     moe = deepseek_moe(f, shared_bias=bias)
     dense = dense_mlp(f, bias=bias)
@@ -45,7 +45,7 @@ def deepseek_v2(f: Fields) -> Architecture:
 @family("deepseek_v3")
 def deepseek_v3(f: Fields) -> Architecture:
     """Latent attention, sigmoid scores with a correction buffer, multi-token prediction."""
-    attention = latent_attention(f, stated=False)
+    attention = latent_attention(f, saved=True)
     moe = deepseek_moe(f, score_function="sigmoid")
     dense = dense_mlp(f)
     norm = Norm(hidden_size(f))
