@@ -1,7 +1,7 @@
 """The measured runs that the time model is held against, as plans.
 
-Five sources, all copied under ``tests/reference``: single-node B200 runs, NVIDIA's published throughput, dense GPT on A100,
-Mixtral-like models on A100 with natural routing, and the mappings of the parallel-folding paper on H100.
+Five sources, all copied under ``tests/reference``: single-node B200 runs, NVIDIA's published throughput, dense GPT on
+A100, Mixtral-like models on A100 with natural routing, and the mappings of the parallel-folding paper on H100.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.stages import structure
+from moeplan.estimator.stages import Structure, structure
 from moeplan.estimator.table import Table
-from moeplan.estimator.time import StepTime, step_time
+from moeplan.estimator.time import step_time
 from moeplan.model.architecture import Architecture
 from moeplan.plan import load_plan
 
@@ -49,19 +49,24 @@ class Case:
 
     def __post_init__(self) -> None:
         plan = load_plan(self.plan)
-        self.architecture = plan.architecture()
+        self.architecture = _same(plan.architecture())
         self.machine = plan.gpu().machine(plan.hardware.gpus_per_node)
         self.row = plan.row()
 
     @property
     def factors(self) -> dict[str, float]:
-        """What the run's software lacks: fused MoE kernels came with NeMo 26.06 (Megatron-Bridge performance summary)."""
+        """What the run's software lacks: fused MoE kernels came with NeMo 26.06 (see ``Pricer.eager_experts``)."""
         return {"fused_moe": 0.0} if self.release and self.release < "26.06" else {}
 
     def tokens_per_s_per_gpu(self, step_s: float) -> float:
         """Throughput at a step time."""
         row = self.row
         return float(row["global_batch_size"] * row["sequence_length"] / row["gpus"] / step_s)
+
+
+def _same(architecture: Architecture, seen: dict[Any, Architecture] = {}) -> Architecture:  # noqa: B006
+    """One object per equal architecture, so that its runs share one call of the estimator."""
+    return seen.setdefault((architecture.name, architecture.layers, architecture.head), architecture)
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -94,7 +99,7 @@ def published() -> list[Case]:
 
 
 def dense_a100() -> list[Case]:
-    """``dense_a100.json``: unfused attention (2022), activation recomputation as in the paper, no overlap of its own."""
+    """``dense_a100.json``: unfused attention (2022), recomputation as in the paper, no overlap of its own."""
     cases = []
     for item in load("dense_a100"):
         model = item["model"]
@@ -125,7 +130,7 @@ def dense_a100() -> list[Case]:
 
 
 def natural_routing() -> list[Case]:
-    """``moe_a100_natural_routing.json`` with the imbalance that ``routing_imbalance.json`` measured for static experts."""
+    """``moe_a100_natural_routing.json`` with the imbalance that ``routing_imbalance.json`` has for static experts."""
     imbalance = {
         item["model"].split("-")[-1]: item["max_over_mean_tokens_per_rank"]["mean"]
         for item in load("routing_imbalance")
@@ -235,22 +240,36 @@ def all_cases() -> list[Case]:
     return [*measured_b200(), *published(), *dense_a100(), *natural_routing(), *folding()]
 
 
-def predict(cases: list[Case]) -> list[float]:
-    """Predicted seconds per step, one call of the estimator per model, machine and software."""
-    seconds = [0.0] * len(cases)
+@dataclass
+class Batch:
+    """Runs that share one call of the estimator: same model, machine and software."""
+
+    positions: list[int]
+    case: Case
+    table: Table
+    stages: Structure
+
+
+def batches(cases: list[Case]) -> list[Batch]:
+    """Group runs; repeated plans are priced once."""
     groups: dict[Any, list[int]] = {}
     for position, case in enumerate(cases):
         key = (id(case.architecture), case.machine.name, case.machine.gpus_per_node, tuple(case.factors.items()))
         groups.setdefault(key, []).append(position)
+    found = []
     for positions in groups.values():
-        times = predict_one(cases[positions[0]], [cases[position].row for position in positions])
-        for position, value in zip(positions, times.step_s, strict=True):
+        first = cases[positions[0]]
+        table = Table.of_rows([cases[position].row for position in positions])
+        found.append(Batch(positions, first, table, structure(first.architecture, table)))
+    return found
+
+
+def predict(grouped: list[Batch]) -> list[float]:
+    """Predicted seconds per step, in the order of the cases that were grouped."""
+    seconds = [0.0] * sum(len(batch.positions) for batch in grouped)
+    for batch in grouped:
+        case = batch.case
+        times = step_time(case.architecture, case.machine, batch.table, batch.stages, case.factors)
+        for position, value in zip(batch.positions, times.step_s, strict=True):
             seconds[position] = float(value)
     return seconds
-
-
-def predict_one(case: Case, rows: list[dict[str, Any]]) -> StepTime:
-    """The time of rows that share a case's model, machine and software."""
-    table = Table.of_rows(rows)
-    stages = structure(case.architecture, table)
-    return step_time(case.architecture, case.machine, table, stages, case.factors)

@@ -67,7 +67,7 @@ def interleaved(stages: int, virtual: int, micro_batches: int) -> list[list[Oper
 def greedy(stages: int, micro_batches: int, seconds: Callable[[str], float], streams: int = 1) -> float:
     """Makespan of a schedule that splits backward and fills gaps with weight gradients.
 
-    With one stream, stage ``d`` holds virtual stage ``d`` and keeps at most ``stages - d`` micro batches in flight
+    With one stream, stage ``d`` holds virtual stage ``d`` and keeps at most ``stages`` micro batches in flight
     (ZB-H1). With two, it also holds the mirrored stage of a stream that enters at the other end (DualPipe), half of the
     micro batches each, and keeps at most ``stages + 1`` in flight.
     """
@@ -81,7 +81,7 @@ def greedy(stages: int, micro_batches: int, seconds: Callable[[str], float], str
         best: tuple[float, int, int, str, int, int] | None = None
         for device in range(stages):
             flying = sum(forwarded[device, s] - weighed[device, s] for s in range(streams))
-            most = stages - device if streams == 1 else stages + 1
+            most = stages if streams == 1 else stages + 1
             for stream in range(streams):
                 place = device if stream == 0 else stages - 1 - device
                 options = (

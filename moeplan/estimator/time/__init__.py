@@ -8,8 +8,8 @@ Rules, in the order in which they are applied:
    the backward gather and scatter of column-parallel layers (beside 70 % of backward, of which the fitted share
    ``tp_backward`` still shows), all of tensor parallelism but a fitted share with ``overlap.tp``, the expert
    exchange behind another micro batch with ``overlap.ep`` (but the share ``ep_exposed``), the context-parallel ring
-   behind attention. What is hidden still slows computation by the fitted ``interference`` (multiprocessors and memory bandwidth
-   that communication takes).
+   behind attention. What is hidden still slows computation by the fitted ``interference`` (multiprocessors and
+   memory bandwidth that communication takes).
 3. Pipeline (``schedule.py``): the slowest stage repeats for every micro batch, the rest is bubble.
 4. Once per step (``sharding.py``): gradients are reduced behind the last backward and parameters gathered behind the
    first forward where ``overlap`` says so; with ``sharding`` 2 gradients, and with 3 also parameters, move every micro

@@ -26,6 +26,14 @@ class Span:
     local: Array
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Group-limited routing: a token's experts come from ``chosen`` of ``groups`` equal groups."""
+
+    groups: int
+    chosen: int
+
+
 @dataclass(frozen=True)
 class Links:
     """Links of one machine, with the share of their peak that software reaches.
@@ -52,7 +60,9 @@ class Links:
         """Bytes per second and direction of NVLink (PCIe where there is none) in one kind of exchange."""
         peak = self.machine.nvlink_gb_per_s or self.machine.pcie_gb_per_s
         shares = coefficients()["link_share"]
-        share = shares["nvlink" if self.machine.nvlink_gb_per_s > 0 else "pcie"][kind]
+        link = "nvlink" if self.machine.nvlink_gb_per_s > 0 else "pcie"
+        # Measured shares fall with the link's speed; a generation of its own overrides the rest.
+        share = shares.get(f"{link} {self.machine.generation}", {}).get(kind, shares[link][kind])
         return float(peak) * 1e9 * float(share) * float(self.factors.get("nvlink", 1.0))
 
     def slow(self, kind: str) -> float:
@@ -89,7 +99,7 @@ class Links:
         return np.where((span.size > 1) & (payload > 0), payload / rate + fixed, 0.0)
 
     def dispatch_s(
-        self, span: Span, tokens: Array, copies: Array, row_bytes: Array, library: str, reachable: Array | None = None
+        self, span: Span, tokens: Array, copies: Array, row_bytes: Array, library: str, limit: Limit | None = None
     ) -> Array:
         """DeepEP's or HybridEP's exchange, which sends a token once to each domain and once to each rank in it.
 
@@ -99,12 +109,11 @@ class Links:
             copies: Experts per token.
             row_bytes: Bytes of one token.
             library: ``deepep`` or ``hybridep``.
-            reachable: Ranks that one token may reach where routing is limited to groups of experts; None for all.
+            limit: Groups of experts and how many of them a token may use, where routing is limited so.
         """
-        ranks = span.size if reachable is None else np.minimum(reachable, span.size)
         domains = np.maximum(span.size / span.local, 1.0)
-        outside = distinct(domains, copies) * (domains - 1) / domains
-        inside = distinct(ranks, copies)
+        outside = reached(domains, copies, limit) * (domains - 1) / domains
+        inside = reached(span.size, copies, limit)
         moved = np.maximum(inside / self.fast(library), outside / self.slow(library))
         fixed = self.latency_s(span) + coefficients()["latency_us"][library] * 1e-6
         return np.where((span.size > 1) & (tokens > 0), tokens * row_bytes * moved + fixed, 0.0)
@@ -113,3 +122,23 @@ class Links:
 def distinct(boxes: Array, draws: Array) -> Array:
     """Expected number of different boxes that ``draws`` independent uniform choices hit."""
     return np.asarray(boxes * (1 - (1 - 1 / np.maximum(boxes, 1.0)) ** draws))
+
+
+def reached(places: Array, copies: Array, limit: Limit | None) -> Array:
+    """Expected number of ``places`` (ranks or domains of ranks) that a token's ``copies`` go to.
+
+    Experts lie over the places in order, so a group of experts fills ``places / groups`` of them. Without a limit the
+    choices are uniform; with one, a token uses ``chosen`` of the ``groups`` (arXiv:2412.19437, section 2.1.2) and spreads
+    its copies evenly over those.
+    """
+    if limit is None or limit.chosen >= limit.groups:
+        return distinct(places, copies)
+    # Places of at least one whole group: drawn without replacement from the groups.
+    whole = np.maximum(limit.groups / places, 1.0)
+    missed = np.ones_like(whole)
+    for draw in range(limit.chosen):
+        missed = missed * np.maximum(limit.groups - whole - draw, 0.0) / (limit.groups - draw)
+    coarse = places * (1 - missed)
+    inner = places / limit.groups
+    fine = limit.chosen * distinct(inner, copies / limit.chosen)
+    return np.where(places > limit.groups, fine, coarse)

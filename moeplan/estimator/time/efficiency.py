@@ -78,7 +78,9 @@ class Kernels:
         if math.isnan(self.machine.board_watts) or reference is None:
             return 1.0
         ratio = self.machine.board_watts / reference["watts"] / (self.peak("bf16") / (reference["tflops"] * 1e12))
-        return float(ratio ** data["exponent"])
+        # Superchips share their power budget with the host processor beside them.
+        shared = float(data["superchip"]) if self.machine.nvlink_domain > 8 else 1.0
+        return shared * float(ratio ** data["exponent"])
 
     def gemm_s(
         self, m: Array, n: Array, k: Array, groups: Array, kind: str, section: str, moved: Array, weight: bool = False

@@ -15,7 +15,7 @@ from moeplan.estimator.stages import Structure, micro_batches, trained_mtp_layer
 from moeplan.estimator.table import Codes, Column, Table
 from moeplan.estimator.time.coefficients import coefficients
 from moeplan.estimator.time.collectives import Links
-from moeplan.estimator.time.layers import LayerTime, layer_times
+from moeplan.estimator.time.layers import LayerTime, group_limit, layer_times
 from moeplan.estimator.time.schedule import bubble_s
 from moeplan.estimator.time.sharding import StepWork, step_work
 from moeplan.model.architecture import Architecture
@@ -138,7 +138,7 @@ def _stages(
     structure: Structure,
     factors: Mapping[str, float],
 ) -> tuple[_Stages, Codes]:
-    times, layer_of, layers = layer_times(structure.parts, machine, table, factors)
+    times, layer_of, layers = layer_times(structure.parts, machine, table, factors, group_limit(architecture))
     keys = {
         "_layer": Column(tuple(range(layers.rows)), layer_of),
         "_pipeline": Column(tuple(range(structure.counts.shape[0])), structure.index),
