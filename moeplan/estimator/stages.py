@@ -25,9 +25,7 @@ _COLUMNS = (
     "schedule",
     "mtp_layers",
     "overlap_ep",
-    "recompute",
-    "recompute_method",
-    "recompute_layers",
+    "_block_layers",
     "_live_micro_batches",
 )
 
@@ -102,9 +100,9 @@ def structure(architecture: Architecture, table: Table, all_stages: bool = False
     Raises:
         PlanError: A candidate's layers do not split over its pipeline.
     """
-    bounded = table.with_columns({"_live_micro_batches": _live_micro_batches(table)})
-    distinct, index = bounded.distinct(_COLUMNS)
-    pipelines = [_pipeline(architecture, distinct.row(row), all_stages) for row in range(distinct.rows)]
+    derived = {"_live_micro_batches": _live_micro_batches(table), "_block_layers": _block_layers(table)}
+    distinct, index = table.with_columns(derived).distinct(_COLUMNS)
+    pipelines = [_remembered(architecture, distinct.row(row), all_stages) for row in range(distinct.rows)]
     moments = np.array([len(pipeline.stage) for pipeline in pipelines], np.int64)
     width = int(moments.max()) if pipelines else 0
     gather = [np.minimum(np.arange(width), len(pipeline.stage) - 1) for pipeline in pipelines]
@@ -174,15 +172,37 @@ def _is(table: Table, name: str, value: object) -> NDArray[np.bool_]:
     return np.take(np.array([level == value for level in column.levels], np.bool_), column.codes)
 
 
+def _block_layers(table: Table) -> Column:
+    """Layers of each virtual stage under block recomputation, None under any other or none."""
+    names = ("recompute", "recompute_method", "recompute_layers")
+    distinct, index = table.distinct(names)
+    blocks = []
+    for row in map(distinct.row, range(distinct.rows)):
+        block = row["recompute"] == "full" and row["recompute_method"] != "uniform"
+        blocks.append(row["recompute_layers"] if block else None)
+    column = Column.of(blocks)
+    return Column(column.levels, np.take(column.codes, index))
+
+
+def _remembered(architecture: Architecture, row: dict[str, Any], all_stages: bool) -> _Pipeline:
+    """A pipeline, worked out once per model: the chunks of a search meet the same ones again and again."""
+    key = (all_stages, *row.values())
+    memo = architecture.pipelines_memo
+    if key not in memo:
+        memo[key] = _pipeline(architecture, row, all_stages)
+    found: _Pipeline = memo[key]
+    return found
+
+
 def _pipeline(architecture: Architecture, row: dict[str, Any], all_stages: bool) -> _Pipeline:
     pp = int(row["pp"])
     mtp = trained_mtp_layers(architecture, row["mtp_layers"])
     chunks = split(architecture, pp, int(row["vpp"]), row["pipeline_layout"], mtp)
-    block = row["recompute"] == "full" and row["recompute_layers"] is not None and row["recompute_method"] != "uniform"
+    block = row["_block_layers"]
     weights = _chunk_counts(architecture, chunks)
     runs = weights.copy()
     runs[:, -1] *= 1 + mtp
-    redone = _chunk_counts(architecture, chunks, int(row["recompute_layers"])) if block else np.zeros_like(weights)
+    redone = np.zeros_like(weights) if block is None else _chunk_counts(architecture, chunks, int(block))
     found = [_stage(architecture, chunks, (weights, runs, redone), _Moment(pp, stage, row)) for stage in range(pp)]
     joined = _Pipeline(
         *(np.concatenate([getattr(item, name) for item in found]) for name in _Pipeline.__dataclass_fields__)

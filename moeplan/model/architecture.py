@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from moeplan.model.details import ModelDetails
 from moeplan.operators.attention import Attention, LatentAttention
@@ -82,6 +82,11 @@ class Architecture:
     mtp_layers: int = 0
     max_sequence_length: int | None = None
     details: ModelDetails = field(default_factory=ModelDetails)
+
+    @cached_property
+    def pipelines_memo(self) -> dict[Hashable, Any]:
+        """Scratch space of ``estimator/stages.py``: pipelines of this model worked out before."""
+        return {}
 
     @cached_property
     def kinds(self) -> tuple[Layer, ...]:
