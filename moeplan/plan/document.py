@@ -188,9 +188,9 @@ class Plan(Section):
 
     def to_yaml(self) -> str:
         """The plan as YAML, every key present, sections in the document's order."""
-        import yaml
+        from moeplan.documents import yaml_text
 
-        return yaml.dump(self.to_mapping(), Dumper=_flow_sections(), sort_keys=False, width=120, allow_unicode=True)
+        return yaml_text(self.to_mapping())
 
 
 # Column of a candidate -> (section, key) of the plan, where the column is not a top-level key of its own name.
@@ -299,16 +299,3 @@ def _quotient(gpus: int, names: str, product: int) -> int:
             "parallel", f"{names} = {product} does not divide {gpus} GPUs", "use degrees whose product does"
         )
     return gpus // product
-
-
-def _flow_sections() -> type:
-    """A YAML dumper that writes lists on one line."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    Dumper.add_representer(
-        list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-    )
-    return Dumper

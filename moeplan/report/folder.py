@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,9 +40,9 @@ def write_folder(
     files = {"search.json": answer.model_dump_json(indent=2) + "\n"}
     launch_notes: list[str] = []
     if answer.best is not None:
-        files["best.yaml"] = _plan_text(answer.best, "the best plan")
+        files["best.yaml"] = _plan_text(answer.best, "the best plan", directory)
         for place, candidate in enumerate(answer.top[1:], start=2):
-            files[f"top-{place:02d}.yaml"] = _plan_text(candidate, f"plan {place} of the search")
+            files[f"top-{place:02d}.yaml"] = _plan_text(candidate, f"plan {place} of the search", directory)
         launched, launch_notes = _launch_files(answer.best, targets, command)
         files |= launched
     files |= _plots(answer)
@@ -87,14 +88,25 @@ def report(answer: SearchDocument, command: str, files: Sequence[str], notes: Se
     return "\n".join(lines)
 
 
-def _plan_text(candidate: Candidate, what: str) -> str:
-    estimate = candidate.estimate
+def _plan_text(candidate: Candidate, what: str, directory: str) -> str:
+    plan, estimate = candidate.plan, candidate.estimate
     heading = (
         f"# moeplan {__version__}: {what}; an estimate, not a measurement:\n"
         f"# {estimate.throughput.tokens_per_s:,.0f} tokens/s, {estimate.time.step_s:.4g} s per step, "
         f"{estimate.memory.peak_reserved_gib:.1f} GiB reserved of {estimate.memory.usable_gib:.1f} GiB usable\n"
     )
-    return heading + candidate.plan.to_yaml()
+    # A plan file finds a model or a GPU file by the way from the plan file to it.
+    moved = {
+        key: os.path.relpath(reference, directory)
+        for key, reference in (("model", plan.model), ("hardware.gpu", plan.hardware.gpu))
+        if isinstance(reference, str) and not Path(reference).is_absolute() and _is_file(reference)
+    }
+    return heading + (plan.with_values(moved) if moved else plan).to_yaml()
+
+
+def _is_file(reference: str) -> bool:
+    """Whether a reference is a path rather than a name of the catalog."""
+    return ("/" in reference or "." in reference or os.sep in reference) and Path(reference).exists()
 
 
 def _launch_files(
