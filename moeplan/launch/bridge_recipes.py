@@ -25,6 +25,7 @@ class BridgeModel:
         families: Hugging Face model types.
         layers, hidden, experts: What tells it from others of the family; 0 experts for a dense model.
         recipes: GPU -> (number of GPUs, numbers) of its recipes.
+        vocabulary: Rows of the embedding, where a model of the same shape has others; 0 for any.
     """
 
     name: str
@@ -33,6 +34,7 @@ class BridgeModel:
     hidden: int
     experts: int
     recipes: dict[str, tuple[tuple[int, tuple[str, ...]], ...]]
+    vocabulary: int = 0
 
 
 def _everywhere(gpus: int, numbers: tuple[str, ...] = _ALL) -> dict[str, tuple[tuple[int, tuple[str, ...]], ...]]:
@@ -110,6 +112,7 @@ MODELS: tuple[BridgeModel, ...] = (
         4096,
         0,
         {"h100": ((2, ("bf16", "fp8cs", "fp8mx", "nvfp4")), (8, ("bf16", "fp8cs"))), **_everywhere(8)},
+        128256,
     ),
     BridgeModel(
         "llama3_70b",
@@ -118,6 +121,7 @@ MODELS: tuple[BridgeModel, ...] = (
         8192,
         0,
         {"h100": ((32, ("bf16",)), (64, ("bf16", "fp8cs"))), **_everywhere(64)},
+        128256,
     ),
     BridgeModel(
         "llama31_405b",
@@ -132,6 +136,7 @@ MODELS: tuple[BridgeModel, ...] = (
             "gb200": ((256, _ALL),),
             "gb300": ((256, _ALL),),
         },
+        128256,
     ),
     _dense("qwen3_600m", 28, 1024, 1),
     _dense("qwen3_1p7b", 28, 2048, 1),
@@ -154,7 +159,8 @@ def bridge_model(architecture: Architecture) -> BridgeModel | None:
     experts = architecture.moe.experts if architecture.moe is not None else 0
     shape = (len(architecture.layers), architecture.hidden, experts)
     for model in MODELS:
-        if shape == (model.layers, model.hidden, model.experts) and architecture.family in model.families:
+        same = shape == (model.layers, model.hidden, model.experts) and architecture.family in model.families
+        if same and model.vocabulary in (0, architecture.embedding.vocabulary):
             return model
     return None
 

@@ -76,7 +76,12 @@ def judge(case: dict) -> dict:
 
     if hasattr(arguments, "get_device_arch_version"):
         arguments.get_device_arch_version = lambda: capability
-    for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "NCCL_GRAPH_REGISTER", "PYTORCH_CUDA_ALLOC_CONF"):
+    for name in (
+        "CUDA_DEVICE_MAX_CONNECTIONS",
+        "NCCL_GRAPH_REGISTER",
+        "NVTE_CPU_OFFLOAD_V1",
+        "PYTORCH_CUDA_ALLOC_CONF",
+    ):
         os.environ.pop(name, None)
     os.environ.update(case["environment"])
     os.environ["WORLD_SIZE"], os.environ["RANK"] = str(case["world_size"]), "0"
