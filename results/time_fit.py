@@ -148,7 +148,7 @@ def held_out(
 ) -> dict[str, NDArray[np.float64]]:
     """Relative errors on each label's cases when the fit has not seen them.
 
-    Every refit starts from the joint solution and takes four steps with the joint solution's slopes (they change little:
+    Every refit starts from the joint solution and takes four steps with its slopes (they change little:
     the model is nearly linear in logarithms), always evaluating the model itself.
 
     Returns:
