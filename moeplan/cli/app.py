@@ -83,11 +83,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; whatever went wrong is one line on stderr."""
     _tolerate_any_text()
     try:
-        result = group.main(
-            prog_name="moeplan", args=list(arguments) if arguments is not None else None, standalone_mode=False
-        )
+        # Not group.main(): it turns a reader that left into status 1.
+        with group.make_context("moeplan", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            result = group.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else status.DONE
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
     except PlanError as error:
         return _say(str(error), status.BAD_INPUT)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -61,6 +61,9 @@ def _why_empty(request: SearchRequest) -> str:
     """The rule that refuses one plain plan of the space, which is the likeliest culprit."""
     from moeplan.search.legality import check
 
+    empty = [name for name, values in request.space.choices.items() if not values]
+    if empty:
+        return f"no value of {', '.join(empty)} is left"
     row = {name: values[0] for name, values in request.space.choices.items()}
     row |= {"recompute": "none", "recompute_modules": (), "recompute_method": None, "recompute_layers": None}
     broken = check(request.architecture, request.machine, {**request.base, **row})
