@@ -33,6 +33,7 @@ class MoE:
         expert_input: Width that experts read and write where it is not ``hidden`` (latent MoE), or None; two
             projections lead there and back.
         latent_bias: Those two projections have biases.
+        router_input: Width that the router's projection reads where layers of its own come before it, or None.
         output_bias: One bias over the block's output (JetMoe).
     """
 
@@ -50,6 +51,7 @@ class MoE:
     identity_experts: int = 0
     expert_input: int | None = None
     latent_bias: bool = False
+    router_input: int | None = None
     output_bias: bool = False
 
     @property
@@ -73,7 +75,7 @@ class MoE:
         copies = self.local_experts(shard)
         ones = np.ones(1)
         found = [
-            matrix("router", "router", self.router_width, self.hidden),
+            matrix("router", "router", self.router_width, self.router_input or self.hidden),
             Weight("experts.linear_fc1", "routed_experts", rows, width * ones, copies, expert=True),
             Weight("experts.linear_fc2", "routed_experts", width * ones, ffn, copies, expert=True),
         ]
@@ -147,7 +149,7 @@ class MoE:
         moved = np.where(fused > 0, rows, 2.0 * rows)
         moe = ("moe",)
         return [
-            dense("router", tokens, self.router_width, self.hidden, quantized=False, replay=moe),
+            dense("router", tokens, self.router_width, self.router_input or self.hidden, quantized=False, replay=moe),
             Traffic("router.scores", 8.0 * scores, 6.0 * scores, 12.0, "expert", replay=moe),
             Traffic("permute", moved + sorted_rows, moved + sorted_rows, 6.0, "permute", replay=moe),
         ]
@@ -203,7 +205,9 @@ class MoE:
         capacity = shard.value("capacity_factor", np.nan)
         balanced = shard.sequence_tokens * self.chosen(shard)
         padded = np.ceil(balanced * np.nan_to_num(capacity) / self.experts) * self.experts
-        dropless = balanced * shard.value("load_imbalance", 1.0)
+        # No rank can receive more than every token once per expert that it holds.
+        most = np.maximum(shard.ep * np.minimum(self.local_experts(shard) / self.chosen(shard), 1.0), 1.0)
+        dropless = balanced * np.minimum(shard.value("load_imbalance", 1.0), most)
         return np.where(np.isnan(capacity), dropless, padded) * shard.etp
 
     def steps(self, shard: Shard) -> list[Step]:

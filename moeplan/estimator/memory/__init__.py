@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.memory.buffers import outside, reserved, sharding_buffers, stage_buffers, workspaces
+from moeplan.estimator.memory.buffers import (
+    OUTSIDE_COLUMNS,
+    optimizer_temporaries,
+    outside,
+    reserved,
+    sharding_buffers,
+    stage_buffers,
+    workspaces,
+)
+from moeplan.estimator.memory.fold import fold_live
 from moeplan.estimator.memory.layers import layer_memory
 from moeplan.estimator.memory.states import (
     CUT_COLUMNS,
@@ -109,7 +118,11 @@ def stage_memory(
         transient = transient + unfused[:, None] * 2.0 * holds.largest[held_index]
     if (table["sharding"] >= 2).any():
         transient = transient + _sharding_buffers(extended, structure)
-    overhead = np.broadcast_to(outside(machine, table)[:, None], buffers.shape)
+    grids, grid_index = table.distinct(OUTSIDE_COLUMNS)
+    overhead = np.broadcast_to(outside(architecture, machine, grids)[grid_index][:, None], buffers.shape)
+    if any(level == "fsdp2" for level in table.columns["framework"].levels):
+        # Activations are gone when the optimizer runs.
+        transient = np.maximum(transient, optimizer_temporaries(table, parameters) - activations)
     allocated = parameters + gradients + optimizer + activations + transient + buffers
     return StageMemory(
         parameters=parameters,
@@ -147,10 +160,33 @@ def _sharding_buffers(extended: Table, structure: Structure) -> Array:
 def _activations(architecture: Architecture, extended: Table, structure: Structure) -> tuple[Array, Array, Array]:
     """Saved bytes alive, the climb above them, and the stage's message buffers; each of shape (rows, moments)."""
     joint, joint_index = extended.distinct(JOINT_COLUMNS)
-    alive, plain, rebuilt = live_parts(architecture, joint, structure)
-    peak = np.maximum(np.maximum(plain.max(axis=2), rebuilt.max(axis=2)), 0.0)
+    pipeline = joint["_pipeline"].astype(np.int64)
+    alive, peak = _folded(architecture, joint, structure, pipeline)
+    in_blocks = np.flatnonzero(structure.recomputed_runs.any(axis=(1, 2))[pipeline])
+    if in_blocks.size:
+        parts_alive, plain, rebuilt = live_parts(architecture, joint.take(in_blocks), structure)
+        alive[in_blocks] = parts_alive.sum(axis=2)
+        peak[in_blocks] = np.maximum(np.maximum(plain.max(axis=2), rebuilt.max(axis=2)), 0.0)
     messages = stage_buffers(architecture, joint, shard_of(joint), structure)
-    return alive.sum(axis=2)[joint_index], peak[joint_index], messages[joint_index]
+    return alive[joint_index], peak[joint_index], messages[joint_index]
+
+
+def _folded(
+    architecture: Architecture, joint: Table, structure: Structure, pipeline: NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """What :func:`live_parts` says summed over parts, where all layers are recomputed or none; shape (rows, moments)."""
+    layers, layer_index = joint.distinct(LAYER_COLUMNS)
+    shard = shard_of(layers)
+    memory = [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
+
+    def gather(name: str) -> Array:
+        return np.take(np.stack([getattr(part, name) for part in memory], axis=1), layer_index, axis=0)
+
+    group, everything = (values[:, 0] for values in _recompute_groups(joint, len(memory)))
+    kept = np.where(everything, gather("kept_full") / group, gather("kept"))
+    climb = np.where(everything, gather("transient_full") + (group - 1.0) * gather("whole"), gather("transient"))
+    share = _chunk_share(structure, np.arange(structure.counts.shape[0]))
+    return fold_live(structure, pipeline, kept, climb, everything[:, 0], share)
 
 
 def live_parts(architecture: Architecture, joint: Table, structure: Structure) -> tuple[Array, Array, Array]:

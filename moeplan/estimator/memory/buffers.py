@@ -104,31 +104,79 @@ def sharding_buffers(table: Table, largest_layer: Array, root: Array, trained: A
     return np.where(deepspeed, buckets, units)
 
 
-def outside(machine: Machine, table: Table) -> Array:
+OUTSIDE_COLUMNS: tuple[str, ...] = (
+    "gpus",
+    "tp",
+    "cp",
+    "pp",
+    "ep",
+    "etp",
+    "dispatcher",
+    "micro_batch_size",
+    "sequence_length",
+)
+"""Columns that :func:`outside` reads."""
+
+
+def outside(architecture: Architecture, machine: Machine, table: Table) -> Array:
     """Bytes outside PyTorch's allocator: driver context with loaded kernels, NCCL, expert-dispatch buffers; (rows,).
 
-    - CUDA context, cuBLAS, cuDNN and Transformer Engine kernels: 0.7 GiB with lazy loading off the first step's needs
-      (an H100 process that has run one GEMM and one attention shows 0.5 to 0.8 GiB in nvidia-smi beside its allocator).
-    - NCCL: every communicator registers about 4 MiB (NCCL_BUFFSIZE) per channel and peer direction; with 16 channels
-      and two directions, 128 MiB. Measured totals of 0.8 to 2.0 GB per rank: Zhang & Su 2025 (arXiv:2502.07846).
-    - DeepEP: NVLink and RDMA buffers by its own size hints for 20 SMs (``deep_ep_cpp.Config``), HybridEP likewise.
+    - CUDA context, cuBLAS, cuDNN and Transformer Engine kernels: 0.7 GiB, within the 0.5 to 0.8 GiB that nvidia-smi
+      shows beside the allocator for a process on Ampere to Blackwell that has run GEMMs and attention.
+    - NCCL: a communicator registers 4 MiB (NCCL_BUFFSIZE) per channel and direction: with 16 channels 128 MiB. Zhang
+      and Su (arXiv:2502.07846) put all of a rank's communication buffers at 0.8 to 2.0 GB.
     """
-    context = 0.7 * GIB
-    dense, expert = table["gpus"] / table["pp"] / table["tp"], table["ep"] * table["etp"]
     per_stage = table["gpus"] / table["pp"]
+    expert = table["ep"] * table["etp"]
     groups = (
         (table["tp"] > 1) * 1.0
         + (table["cp"] > 1)
         + (table["pp"] > 1)
-        + (dense > 1)
+        + (per_stage > table["tp"])
         + (expert > 1)
-        + (per_stage / expert > 1)
+        + ((per_stage > expert) & (expert > 1))
     )
-    nccl = groups * 128.0 * MIB
-    fast = of_levels(table, "dispatcher", lambda name: float(name in ("deepep", "hybridep")))
-    beyond = table["ep"] > max(machine.nvlink_domain, 1)
-    dispatch = fast * (expert > 1) * np.where(beyond, 1.0, 0.5) * GIB
-    return context + nccl + dispatch
+    return 0.7 * GIB + groups * 128.0 * MIB + _dispatch_buffers(architecture, machine, table)
+
+
+def _dispatch_buffers(architecture: Architecture, machine: Machine, table: Table) -> Array:
+    """Exchange buffers of the fused dispatchers, in bytes; shape (rows,).
+
+    DeepEP sizes its own (``csrc/config.hpp``, ``get_nvl_buffer_size_hint`` and ``get_rdma_buffer_size_hint``): per
+    channel (half of 20 SMs) and NVLink peer 288 chunked tokens, and per channel and remote node twice 128, each token
+    with its row, 128 indices and weights and 128 scales. HybridEP holds what all ranks might send to one, rows and
+    probabilities, shared by dispatch and combine (``csrc/hybrid_ep``, ``max_num_of_tokens_for_experts``).
+    """
+    deep = of_levels(table, "dispatcher", lambda name: float(name == "deepep"))
+    hybrid = of_levels(table, "dispatcher", lambda name: float(name == "hybridep"))
+    moe = architecture.moe
+    if moe is None or not (deep.any() or hybrid.any()):
+        return np.zeros(table.rows)
+    row_bytes = 2.0 * float(moe.expert_input or moe.hidden)
+    ranks = table["ep"] * table["etp"]
+    peers = np.minimum(ranks, 8.0)
+    token = row_bytes + 128.0 * (8.0 + 4.0 + 4.0)
+    channels = 10.0
+    nodes = np.where(ranks > 8, ranks / 8.0, 0.0)
+    deep_bytes = channels * token * (peers * 288.0 + nodes * 2.0 * 128.0)
+    tokens = table["micro_batch_size"] * table["sequence_length"] / table["cp"] / table["tp"]
+    local_domain = np.minimum(ranks, float(max(machine.nvlink_domain, 1)))
+    hybrid_bytes = tokens * ranks * (row_bytes + 4.0 * moe.experts / ranks * local_domain)
+    return (ranks > 1) * (deep * deep_bytes + hybrid * hybrid_bytes)
+
+
+def optimizer_temporaries(table: Table, parameters: Array) -> Array:
+    """What the optimizer step allocates for a moment, in bytes; shape (rows, moments).
+
+    PyTorch's default ``foreach`` Adam makes one more tensor per parameter shard (FSDP2); the fused ones of
+    Megatron-Core and DeepSpeed none.
+
+    Args:
+        table: Candidates.
+        parameters: Bytes of the rank's own parameters; shape (rows, moments).
+    """
+    fsdp = of_levels(table, "framework", lambda name: float(name == "fsdp2"))
+    return fsdp[:, None] * parameters
 
 
 def reserved(allocated: Array, factors_fragmentation: float) -> Array:
