@@ -44,6 +44,7 @@ def command(
     moeplan launch plan.yaml --to megatron,deepspeed -o run
     """
     from moeplan.api import estimate
+    from moeplan.launch import adapt as nearest_plan
     from moeplan.launch import write
     from moeplan.plan import validate_plan
 
@@ -53,6 +54,10 @@ def command(
     predicted = estimate(plan, calibration=calibration, margin_gib=margin(margin_gib))
     if not predicted.fits:
         warn(f"the plan does not fit: {-predicted.memory.headroom_gib:.1f} GiB too much ({predicted.limit})")
+    if adapt:
+        for name in names:
+            for change in nearest_plan(plan, name)[1]:
+                warn(f"{name}: {change}")
     line = shlex.join(["moeplan", *sys.argv[1:]])
     written = write(plan, names, output, estimate=predicted, overwrite=overwrite, adapt=adapt, command=line)
     if as_json:

@@ -36,7 +36,13 @@ _TARGETS: dict[str, tuple[str, str | None]] = {
 TARGETS: tuple[str, ...] = tuple(_TARGETS)
 
 
-def render(plan: Plan, target: str, estimate: Estimate | None = None, command: str | None = None) -> dict[str, str]:
+def render(
+    plan: Plan,
+    target: str,
+    estimate: Estimate | None = None,
+    command: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> dict[str, str]:
     """The launch files of a plan for one target: file name -> text.
 
     Args:
@@ -44,6 +50,7 @@ def render(plan: Plan, target: str, estimate: Estimate | None = None, command: s
         target: One of :data:`TARGETS`.
         estimate: What moeplan predicts of the plan, for the heading.
         command: The command that asked, for the heading.
+        notes: Further lines of the heading.
 
     Raises:
         PlanError: The target is not known, or its framework cannot run the plan.
@@ -51,7 +58,7 @@ def render(plan: Plan, target: str, estimate: Estimate | None = None, command: s
     found = refusals(plan, target)
     if found:
         raise _refused(plan, target, found)
-    files: dict[str, str] = _module(target).render(plan, estimate, command)
+    files: dict[str, str] = _module(target).render(plan, estimate, command, notes)
     return files
 
 
@@ -115,14 +122,19 @@ def write(
     files: dict[str, str] = {}
     for target in dict.fromkeys(targets):
         runs, predicted = plan, estimate
+        notes: tuple[str, ...] = ()
         if adapt:
-            runs, changes = globals()["adapt"](plan, target)
+            runs, changes = _adapt(plan, target)
+            notes = tuple(f"adapted: {change}" for change in changes)
             if changes and estimate is not None:
                 from moeplan.api import estimate as estimate_plan
 
                 predicted = estimate_plan(runs)
-        files |= render(runs, target, predicted, command)
+        files |= render(runs, target, predicted, command, notes)
     return write_together(directory, files, overwrite)
+
+
+_adapt = adapt  # `write` has an argument of that name
 
 
 def _module(target: str) -> ModuleType:

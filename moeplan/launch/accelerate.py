@@ -39,17 +39,19 @@ exec accelerate launch \
 """
 
 
-def render(plan: Plan, estimate: Estimate | None = None, command: str | None = None) -> dict[str, str]:
+def render(
+    plan: Plan, estimate: Estimate | None = None, command: str | None = None, notes: tuple[str, ...] = ()
+) -> dict[str, str]:
     """The launch files of a plan that :func:`refusals` has nothing against: name -> text."""
     import yaml
 
     document = configuration(plan)
     kind = "Megatron-LM plugin" if plan.framework == "megatron" else "FSDP2"
-    notes = tuple(_notes(plan))
-    lines = heading(plan, f"accelerate configuration ({kind})", estimate, command, notes)
+    told = (*notes, *_notes(plan))
+    lines = heading(plan, f"accelerate configuration ({kind})", estimate, command, told)
     head = [*comment(lines), what_to_carry(plan, plan_values(document)).line()]
     body = yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=False)
-    script_lines = heading(plan, f"accelerate launch script ({kind})", estimate, command, notes)
+    script_lines = heading(plan, f"accelerate launch script ({kind})", estimate, command, told)
     return {CONFIGURATION: "\n".join(head) + "\n" + body, SCRIPT: _script(plan, script_lines)}
 
 

@@ -42,13 +42,15 @@ exec torchrun \
 """
 
 
-def render(plan: Plan, estimate: Estimate | None = None, command: str | None = None) -> dict[str, str]:
+def render(
+    plan: Plan, estimate: Estimate | None = None, command: str | None = None, notes: tuple[str, ...] = ()
+) -> dict[str, str]:
     """The launch files of a plan that :func:`refusals` has nothing against: name -> text."""
-    notes = tuple(_notes(plan))
+    told = (*notes, *_notes(plan))
     document = configuration(plan)
-    lines = heading(plan, "DeepSpeed configuration", estimate, command, notes)
+    lines = heading(plan, "DeepSpeed configuration", estimate, command, told)
     own = {"about": [one_line(line) for line in lines], **what_to_carry(plan, plan_values(document)).to_mapping()}
-    script_lines = heading(plan, "DeepSpeed launch script", estimate, command, notes)
+    script_lines = heading(plan, "DeepSpeed launch script", estimate, command, told)
     return {
         CONFIGURATION: json.dumps({OWN_KEY: own, **document}, indent=2) + "\n",
         SCRIPT: _script(plan, script_lines),

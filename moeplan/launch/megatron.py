@@ -76,13 +76,17 @@ exec torchrun \
 """
 
 
-def render(plan: Plan, estimate: Estimate | None = None, command: str | None = None) -> dict[str, str]:
+def render(
+    plan: Plan, estimate: Estimate | None = None, command: str | None = None, notes: tuple[str, ...] = ()
+) -> dict[str, str]:
     """The launch files of a plan that :func:`refusals` has nothing against: name -> text."""
     model = _model(plan)
-    notes = (*model.notes, *_notes(plan))
+    told = (*notes, *model.notes, *_notes(plan))
     return {
-        SCRIPT: _script(plan, model.flags, heading(plan, "Megatron-LM launch script", estimate, command, notes)),
-        BATCH_SCRIPT: _batch_script(plan, heading(plan, "Slurm batch script for Megatron-LM", estimate, command, ())),
+        SCRIPT: _script(plan, model.flags, heading(plan, "Megatron-LM launch script", estimate, command, told)),
+        BATCH_SCRIPT: _batch_script(
+            plan, heading(plan, "Slurm batch script for Megatron-LM", estimate, command, notes)
+        ),
     }
 
 

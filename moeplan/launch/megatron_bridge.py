@@ -47,9 +47,12 @@ exec torchrun \
 """
 
 
-def render(plan: Plan, estimate: Estimate | None = None, command: str | None = None) -> dict[str, str]:
+def render(
+    plan: Plan, estimate: Estimate | None = None, command: str | None = None, notes: tuple[str, ...] = ()
+) -> dict[str, str]:
     """The launch file of a plan that :func:`refusals` has nothing against: name -> text."""
-    return {SCRIPT: _script(plan, heading(plan, "Megatron-Bridge launch script", estimate, command, _notes(plan)))}
+    told = (*notes, *_notes(plan))
+    return {SCRIPT: _script(plan, heading(plan, "Megatron-Bridge launch script", estimate, command, told))}
 
 
 def refusals(plan: Plan) -> list[Refusal]:

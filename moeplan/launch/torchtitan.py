@@ -26,20 +26,22 @@ SCRIPT = "torchtitan.sh"
 Document = dict[str, dict[str, Any]]
 
 
-def render(plan: Plan, estimate: Estimate | None = None, command: str | None = None) -> dict[str, str]:
+def render(
+    plan: Plan, estimate: Estimate | None = None, command: str | None = None, notes: tuple[str, ...] = ()
+) -> dict[str, str]:
     """The launch files of a plan that :func:`refusals` has nothing against: name -> text.
 
     The TOML is left out where only torchtitan 0.3 can run the plan, and the Python configuration where only 0.2.2 can.
     """
     files = {}
-    notes = tuple(_notes(plan))
+    told = (*notes, *_notes(plan))
     if not refusals_before_0_3(plan):
-        lines = heading(plan, "torchtitan <= 0.2.2 configuration", estimate, command, notes)
+        lines = heading(plan, "torchtitan <= 0.2.2 configuration", estimate, command, told)
         files[TOML] = _toml(plan, lines)
     if not refusals_since_0_3(plan):
-        lines = heading(plan, "torchtitan >= 0.3 configuration", estimate, command, notes)
+        lines = heading(plan, "torchtitan >= 0.3 configuration", estimate, command, told)
         files[CONFIGURATION] = _python(plan, lines)
-    lines = heading(plan, "torchtitan launch script", estimate, command, notes)
+    lines = heading(plan, "torchtitan launch script", estimate, command, told)
     files[SCRIPT] = _script(plan, lines, files)
     return files
 
