@@ -162,7 +162,7 @@ def _activations(architecture: Architecture, extended: Table, structure: Structu
     joint, joint_index = extended.distinct(JOINT_COLUMNS)
     pipeline = joint["_pipeline"].astype(np.int64)
     alive, peak = _folded(architecture, joint, structure, pipeline)
-    in_blocks = np.flatnonzero(structure.recomputed_runs.any(axis=(1, 2))[pipeline])
+    in_blocks = np.flatnonzero(np.take(structure.recomputed_runs.sum(axis=(1, 2)), pipeline))
     if in_blocks.size:
         parts_alive, plain, rebuilt = live_parts(architecture, joint.take(in_blocks), structure)
         alive[in_blocks] = parts_alive.sum(axis=2)
@@ -174,7 +174,7 @@ def _activations(architecture: Architecture, extended: Table, structure: Structu
 def _folded(
     architecture: Architecture, joint: Table, structure: Structure, pipeline: NDArray[np.int64]
 ) -> tuple[Array, Array]:
-    """What :func:`live_parts` says summed over parts, where all layers are recomputed or none; shape (rows, moments)."""
+    """What :func:`live_parts` says over all parts, where all layers are recomputed or none; shape (rows, moments)."""
     layers, layer_index = joint.distinct(LAYER_COLUMNS)
     shard = shard_of(layers)
     memory = [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
@@ -182,11 +182,12 @@ def _folded(
     def gather(name: str) -> Array:
         return np.take(np.stack([getattr(part, name) for part in memory], axis=1), layer_index, axis=0)
 
-    group, everything = (values[:, 0] for values in _recompute_groups(joint, len(memory)))
-    kept = np.where(everything, gather("kept_full") / group, gather("kept"))
-    climb = np.where(everything, gather("transient_full") + (group - 1.0) * gather("whole"), gather("transient"))
+    group, everything = _recompute_groups(joint, len(memory))
+    size, redone = group[:, 0], everything[:, 0]
+    kept = np.where(redone, gather("kept_full") / size, gather("kept"))
+    climb = np.where(redone, gather("transient_full") + (size - 1.0) * gather("whole"), gather("transient"))
     share = _chunk_share(structure, np.arange(structure.counts.shape[0]))
-    return fold_live(structure, pipeline, kept, climb, everything[:, 0], share)
+    return fold_live(structure, pipeline, kept, climb, redone[:, 0], share)
 
 
 def live_parts(architecture: Architecture, joint: Table, structure: Structure) -> tuple[Array, Array, Array]:
