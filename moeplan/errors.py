@@ -29,5 +29,5 @@ class PlanError(ValueError):
 def nearest(name: str, known: Iterable[str], fallback: str = "") -> str:
     """Return ``did you mean 'x'?`` for the known name closest to ``name``, or ``fallback`` when none is close."""
     by_folded = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.55)
+    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.5)
     return f"did you mean {by_folded[close[0]]!r}?" if close else fallback
