@@ -53,9 +53,9 @@ def _measured(stages: list[Stage]) -> Iterator[str]:
         )
     yield ""
     yield (
-        "The DeepSeek-V2 run is 0.18 GiB above its prediction. Part of that may be an attention mask (17 MB); the rest "
-        "has the size of one more copy of the layer's input per layer, for which Megatron-Core's code shows no owner, "
-        "so it is not in the account."
+        "One term is known by its size only: MoE layers with shared experts hold one more tensor of the layer's input "
+        "under Transformer Engine (42 MB per layer in the DeepSeek-V2 run, 0.26 % of it). SimuMax's account counts it "
+        "too; which line of the framework keeps it alive is not known, and Megatron-Core's own layers do not."
     )
     yield ""
 

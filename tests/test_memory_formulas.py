@@ -234,8 +234,8 @@ def test_selective_modules_drop_what_megatron_drops() -> None:
         "layernorm": (layer, 2 * 2 * hidden),
         # q, k, v per head and both up projections' inputs.
         "mla_up_proj": (layer, 2 * 8 * (96 + 96 + 64) + 2 * (256 + 128)),
-        # Everything of the shared experts but their input, which is the router's.
-        "shared_experts": (layer, 2 * 3 * ffn),
+        # All that the shared experts keep; the router keeps the same input and goes on doing so.
+        "shared_experts": (layer, 2 * hidden + 2 * 3 * ffn),
         # A checkpoint around norm and block keeps the residual, which the norm keeps anyway.
         "mlp": (dense, 2 * hidden + 2 * 3 * 4 * hidden),
     }

@@ -247,7 +247,9 @@ class MoE:
         own = 4.0 if self.shared is not None else 2.0  # the shared experts keep the 16-bit input beside it
         copies = sigmoid * (4.0 * self.router_width * self.hidden + own * tokens * self.hidden)
         plain = 4.0 * logits + 12.0 * tokens * chosen + 4.0 * tokens + copies
-        return (Saved("scores", np.where(eager > 0, plain, core), ("moe",)),)
+        # Transformer Engine's fused permutation keeps a map of 2 * experts + 1 32-bit rows per token (permutation.py).
+        row_map = shard.value("fused_norm") * 4.0 * (2.0 * logits + tokens)
+        return (Saved("scores", np.where(eager > 0, plain, core + row_map), ("moe",)),)
 
     @property
     def _probability_bytes(self) -> float:
