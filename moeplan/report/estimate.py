@@ -8,6 +8,9 @@ from moeplan.answers.documents import Breakdown, Estimate
 from moeplan.plan import Plan
 from moeplan.report.tables import count, gib, heading, money, seconds, share, table
 
+# Stages beside each other in the breakdown.
+_MOST_COLUMNS = 8
+
 _MEMORY = ("parameters", "gradients", "optimizer", "activations", "buffers", "overhead")
 
 
@@ -88,12 +91,7 @@ def show_time(estimate: Estimate, console: Console) -> None:
 
 def show_breakdown(breakdown: Breakdown, estimate: Estimate, console: Console) -> None:
     """Where memory and time go."""
-    for stage in breakdown.stages:
-        heading(console, f"Stage {stage.stage}: memory by operator, GiB (the peak is at: {stage.holds})")
-        listing = table(("operator", "GiB"))
-        for part in stage.parts:
-            listing.add_row(part.name, gib(part.value))
-        console.print(listing)
+    _show_memory_breakdown(breakdown, estimate, console)
     for title, parts in (("Compute", breakdown.compute), ("Exposed communication", breakdown.communication)):
         if parts:
             heading(console, f"{title}, seconds per step")
@@ -114,6 +112,27 @@ def show_breakdown(breakdown: Breakdown, estimate: Estimate, console: Console) -
         f"{estimate.time.step_s / light:.2f} times that",
         highlight=False,
     )
+
+
+def _show_memory_breakdown(breakdown: Breakdown, estimate: Estimate, console: Console) -> None:
+    """Operators by stage: all stages, or the fullest, the first and the last where there are many."""
+    fullest = max(estimate.memory.stages, key=lambda stage: stage.peak_reserved_gib + stage.overhead_gib).stage
+    shown = breakdown.stages
+    if len(shown) > _MOST_COLUMNS:
+        shown = tuple(stage for stage in shown if stage.stage in (0, fullest, len(breakdown.stages) - 1))
+    by_stage = [{part.name: part.value for part in stage.parts} for stage in shown]
+    order = {part.name: None for stage in shown if stage.stage == fullest for part in stage.parts}
+    order |= {name: None for parts in by_stage for name in parts}
+    heading(console, "Memory by operator at the peak of each stage, GiB")
+    listing = table(("operator", *(f"stage {stage.stage}" for stage in shown)))
+    for name in order:
+        listing.add_row(name, *(gib(parts[name]) if name in parts else "-" for parts in by_stage))
+    listing.add_section()
+    listing.add_row("allocated", *(gib(sum(parts.values())) for parts in by_stage))
+    listing.add_row("the peak is at", *(stage.holds for stage in shown))
+    console.print(listing)
+    if len(shown) < len(breakdown.stages):
+        console.print(f"stage {fullest} is the fullest; --json tells all {len(breakdown.stages)}", style="dim")
 
 
 def show_savings(estimate: Estimate, console: Console) -> None:
