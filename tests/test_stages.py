@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from moeplan.errors import PlanError
 from moeplan.estimator.columns import DEFAULTS
+from moeplan.estimator.in_flight import live_chunks, off_mixtures
 from moeplan.estimator.layout import even_chunks, layout_chunks, parse_layout
-from moeplan.estimator.stages import live_chunks, parts, structure
+from moeplan.estimator.stages import parts, structure
 from moeplan.estimator.table import Table
 from moeplan.model.architecture import Architecture, Layer
 from moeplan.operators.attention import Attention
@@ -179,3 +180,18 @@ def test_a_split_that_does_not_exist_names_those_that_do() -> None:
     with pytest.raises(PlanError, match="do not split over pp\\*vpp = 8") as caught:
         one(model(0, 61), pp=8)
     assert "63" in str(caught.value) and "61" in str(caught.value)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=8, unique=True),
+    st.tuples(*[st.floats(0, 1)] * 3),
+)
+def test_rows_below_a_mixture_are_never_the_largest(points: list[tuple[int, ...]], weights: tuple[float, ...]) -> None:
+    bounds = np.array(points, float)
+    kept = off_mixtures(bounds)
+    assert (bounds[kept] @ weights).max() == pytest.approx((bounds @ weights).max())
+
+
+def test_only_the_ends_of_a_line_are_kept() -> None:
+    line = np.array([[11, 59], [12, 57], [13, 55], [14, 53], [16, 49]], float)
+    assert off_mixtures(line).tolist() == [0, 4]

@@ -6,13 +6,14 @@ cost of one. The structure depends on few columns, so it is worked out once per 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeplan.errors import PlanError
+from moeplan.estimator.in_flight import live_chunks, off_mixtures, undominated
 from moeplan.estimator.layout import Chunk, even_chunks, layout_chunks
 from moeplan.estimator.table import Codes, Column, Table
 from moeplan.model.architecture import Architecture, Layer
@@ -86,6 +87,15 @@ class Structure:
     embedding_copies: Array
     chunk_layers: Array
     moments: NDArray[np.int64]
+
+    def narrow(self, rows: NDArray[np.bool_], width: int) -> Structure:
+        """The same pipelines for some rows only, none of which has more than ``width`` moments."""
+        cut = {
+            field.name: getattr(self, field.name)[:, :width]
+            for field in fields(self)
+            if field.name not in ("parts", "index", "moments")
+        }
+        return replace(self, index=self.index[rows], **cut)
 
 
 def structure(architecture: Architecture, table: Table, all_stages: bool = False) -> Structure:
@@ -246,7 +256,7 @@ def _stage(
     live = moment.live(len(chunks) // moment.pp)
     needs_embedding = any((architecture.head.tied and chunk.head) or chunk.mtp for chunk in held)
     moments = live.shape[0]
-    return _undominated(
+    found = _undominated(
         _Pipeline(
             stage=np.full(moments, float(moment.stage)),
             counts=np.tile(weights.sum(axis=0), (moments, 1)),
@@ -258,6 +268,9 @@ def _stage(
             chunk_layers=np.full(moments, float(max(chunk.layers + chunk.mtp for chunk in held))),
         )
     )
+    # The moments of one stage differ in live activations only, whose bytes add up: one that lies below a mixture of two
+    # others can never be the largest.
+    return found.take(off_mixtures(found.bounds()))
 
 
 def trained_mtp_layers(architecture: Architecture, declared: int | None) -> int:
@@ -287,40 +300,6 @@ def split(architecture: Architecture, pp: int, vpp: int, layout: str | None, mtp
     return chunks
 
 
-def live_chunks(pp: int, stage: int, virtual: int, micro_batches: int, overlap_ep: bool = False) -> Array:
-    """Micro batches alive per virtual stage, at each moment of one stage's schedule that could be its peak.
-
-    1F1B keeps ``min(pp - stage, m)``; the interleaved schedule warms up over ``2 (pp - stage - 1) + (virtual - 1) pp``
-    virtual micro batches (one more with expert-parallel overlap) and then alternates. Source: Megatron-LM
-    ``megatron/core/pipeline_parallel/schedules.py``.
-
-    Returns:
-        Array of shape (moments, virtual).
-    """
-    if virtual == 1:
-        return np.full((1, 1), float(min(pp - stage, micro_batches)))
-    steps = micro_batches * virtual
-    warmup = min(2 * (pp - stage - 1) + (virtual - 1) * pp + int(overlap_ep), steps)
-    order = _schedule(pp, virtual, micro_batches)
-    one_hot = np.eye(virtual)
-    forwards = np.concatenate([np.zeros((1, virtual)), np.cumsum(one_hot[order], axis=0)])
-    backwards = np.concatenate([np.zeros((1, virtual)), np.cumsum(one_hot[virtual - 1 - order], axis=0)])
-    alternating = np.arange(max(steps - warmup, 1))
-    alive = forwards[np.minimum(warmup + 1 + alternating, steps)] - backwards[alternating]
-    return np.unique(alive, axis=0)
-
-
-def _schedule(pp: int, virtual: int, micro_batches: int) -> NDArray[np.int64]:
-    """The virtual stage of each forward step: ``pp`` micro batches at a time pass through all virtual stages."""
-    order = [
-        chunk
-        for start in range(0, micro_batches, pp)
-        for chunk in range(virtual)
-        for _ in range(min(pp, micro_batches - start))
-    ]
-    return np.array(order, np.int64)
-
-
 def _chunk_counts(architecture: Architecture, chunks: list[Chunk], only_first: int | None = None) -> Array:
     """Layers of each part in each virtual stage; with ``only_first``, only that many of its first decoder layers.
 
@@ -342,10 +321,4 @@ def _chunk_counts(architecture: Architecture, chunks: list[Chunk], only_first: i
 
 
 def _undominated(pipeline: _Pipeline) -> _Pipeline:
-    """Drop moments that another moment is at least as large as in everything."""
-    bounds = pipeline.bounds()
-    keep: list[int] = []
-    for row in np.argsort(-bounds.sum(axis=1), kind="stable"):
-        if not any(np.all(bounds[other] >= bounds[row]) for other in keep):
-            keep.append(int(row))
-    return pipeline.take(np.array(sorted(keep), np.int64))
+    return pipeline.take(undominated(pipeline.bounds()))

@@ -83,8 +83,13 @@ class Table:
 
     def take(self, index: NDArray[Any] | slice) -> Table:
         """The rows at ``index`` (integers, booleans or a slice)."""
-        columns = {name: Column(column.levels, column.codes[index]) for name, column in self.columns.items()}
-        rows = next(iter(columns.values())).codes.shape[0] if columns else 0
+        rows = np.empty(self.rows, np.bool_)[index].shape[0]
+        columns = {
+            name: Column.constant(column.levels[0], rows)
+            if len(column.levels) == 1
+            else Column(column.levels, column.codes[index])
+            for name, column in self.columns.items()
+        }
         return Table(columns, rows)
 
     def row(self, index: int) -> dict[str, Any]:
