@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cases import Case
-from shell import started
+from support.launch_cases import Case
+from support.launch_shell import started
 
 HERE = Path(__file__).parent
 VERSIONS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import Case, cases, plan_of
 from judges import judge_accelerate, judge_deepspeed, judge_megatron, judge_torchtitan, judged, megatron_line
+from support.launch_cases import Case, cases, plan_of
 
 from moeplan import launch
 from moeplan.operators.attention import Attention
