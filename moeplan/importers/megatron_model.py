@@ -11,7 +11,7 @@ from typing import Any
 
 from moeplan.errors import PlanError
 from moeplan.importers.megatron_flags import Flags
-from moeplan.importers.megatron_unused import REFUSED
+from moeplan.importers.megatron_unused import OBSOLETE, REFUSED
 
 # Tokens in well-known vocabularies. GPT2BPETokenizer is what pretrain_gpt.py takes when no tokenizer is named
 # (args_defaults); its file holds 50,257 tokens. A TikTokenizer without --vocab-size is cut to 2^17
@@ -47,7 +47,10 @@ def architecture_document(flags: Flags, vocabulary: int | None = None) -> dict[s
     """
     for name, why in REFUSED.items():
         if name in flags.values:
-            raise PlanError(flags.where, f"--{name}: {why}, which an architecture document cannot hold")
+            raise PlanError(flags.where, f"--{name}: {why}", "moeplan cannot count such a model")
+    for name, instead in OBSOLETE.items():
+        if name in flags.values:
+            raise PlanError(flags.where, f"Megatron-LM no longer takes --{name}", f"use {instead}")
     layers = _layers(flags)
     hidden = flags.required("hidden-size")
     heads = flags.required("num-attention-heads")
@@ -210,6 +213,7 @@ def _positions(flags: Flags) -> dict[str, Any]:
     if kind == "relative":
         raise PlanError(flags.where, "--position-embedding-type relative has no counted shape", "use rope")
     longest = flags.integer("max-position-embeddings") or flags.required("seq-length", "encoder-seq-length")
+    flags.has("no-position-embedding")
     if kind == "none" or (kind == "learned_absolute" and flags.has("no-position-embedding")):
         return {"position": "none", "max_sequence_length": longest}
     if kind == "learned_absolute":
@@ -326,8 +330,9 @@ def _moe(flags: Flags, ffn: int, layers: int) -> dict[str, Any]:
         ("routed_scaling", "moe-router-topk-scaling-factor"),
         ("aux_loss_coefficient", "moe-aux-loss-coeff"),
     ):
-        if name in flags.values:
-            found[key] = flags.number(name, 0.0)
+        value = flags.number(name, 0.0)
+        if value:
+            found[key] = value
     if not flags.has("moe-grouped-gemm"):
         flags.lose("moe-grouped-gemm", "the plan runs experts as grouped GEMMs, not one by one", value="(absent)")
     return found

@@ -24,7 +24,7 @@ _INERT_FAMILIES = re.compile(
     r"|record-|replication|rerun-|reset-|result-rejected|retriever|retro-|sample-rate|save(-|$)|seed$|sft|sgd-|short-seq"
     r"|split$|start-(eval|weight)|end-weight|straggler|stream-ckpt|strict-|symmetric-reg|tensorboard-|test-|tiktoken|timing-"
     r"|titles-|tokenizer-|train-|trust-|null-tokenizer|use-(checkpoint|mp-args|dist-ckpt|persistent-ckpt|mcore|legacy-static"
-    r"|one-sent|pytorch|tokenizer)|valid(ation)?-|verify-|vision-|swin-|vocab-(file|extra)|wandb-|warmup$|weight-decay"
+    r"|one-sent|pytorch|tokenizer)|valid(ation)?-|verify-|vision-|swin-|vocab-(file|extra)|wandb-|weight-decay"
     r"|img-|dsa-|linear-(conv|key|value|num)-|patch-|classes-|data-shard|head-lr|mask-type|run-workload|rl-(default|prompts|verify|profile|skip)|barrier"
     r")"
 )
@@ -331,6 +331,38 @@ _NEUTRAL_WORDS = {
     "pipeline-model-parallel-comm-backend": "nccl",
 }
 
+# Arguments that do nothing in the configurations where no reader asks for them (latent attention's without latent
+# attention, a recipe without its format, ...).
+_CONDITIONAL = frozenset(
+    [
+        "fp4-recipe",
+        "mamba-state-dim",
+        "mamba-head-dim",
+        "mamba-num-groups",
+        "mamba-num-heads",
+        "encoder-num-layers",
+        "decoder-num-layers",
+        "encoder-seq-length",
+        "decoder-seq-length",
+        "window-attn-skip-freq",
+        "no-pad-vocab-size",
+        "disable-pad-vocab-size",
+        "q-lora-rank",
+        "kv-lora-rank",
+        "qk-head-dim",
+        "qk-pos-emb-head-dim",
+        "v-head-dim",
+    ]
+)
+
+# Arguments that Megatron-LM itself no longer takes, and what it asks for instead (``validate_args``).
+OBSOLETE = {
+    "batch-size": "--micro-batch-size",
+    "model-parallel-size": "--tensor-model-parallel-size",
+    "checkpoint-activations": "--recompute-granularity",
+    "warmup": "--lr-warmup-fraction",
+}
+
 # Attention that an architecture document has no words for, though the catalog has models with it.
 BEYOND_DOCUMENTS = ("experimental-attention-variant", "linear-attention-freq")
 
@@ -356,7 +388,7 @@ def why_unused(name: str, words: Sequence[str] = ()) -> str | None:
         return None
     if name in _LOST:
         return f"{LOST}: {_LOST[name]}"
-    if name in _INERT_NAMES or _INERT_FAMILIES.match(name):
+    if name in _CONDITIONAL or name in _INERT_NAMES or _INERT_FAMILIES.match(name):
         return INERT
     if name.startswith(("rl-", "no-rl-")):
         return f"{LOST}: {_LOST['perform-rl-step']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ def same_shape(one: Architecture, other: Architecture) -> bool:
 def catalog_name(architecture: Architecture) -> str | None:
     """The first catalog model of the same shape, or None."""
     for name in model_names():
-        known = load_model(name)
+        known = _catalog(name)
         quick = (known.hidden, len(known.layers), known.embedding.vocabulary)
         if quick == (architecture.hidden, len(architecture.layers), architecture.embedding.vocabulary) and same_shape(
             known, architecture
@@ -84,7 +85,7 @@ def model_by_flags(flags: Mapping[str, tuple[str, ...]], named: Sequence[Any]) -
 
     wanted = {name: words for name, words in flags.items() if name in _SHAPE_FLAGS}
     for reference in (*named, *model_names()):
-        architecture = load_model(reference if isinstance(reference, str) else dict(reference))
+        architecture = _catalog(reference) if reference in model_names() else load_model(reference)
         if wanted.get("hidden-size") != (str(architecture.hidden),):
             continue
         written = model_flags(architecture, None, None, 1)
@@ -135,6 +136,13 @@ def choose_model(
     return dict(document), {}
 
 
+@functools.cache
+def _catalog(name: str) -> Architecture:
+    """A model of the catalog, read once."""
+    return load_model(name)
+
+
+@functools.lru_cache(maxsize=256)
 def _shape(architecture: Architecture) -> tuple[Any, ...]:
     head = architecture.head
     return (

@@ -92,11 +92,16 @@ def tokenize(text: str) -> list[Token]:
         elif operator := next((symbol for symbol in _OPERATORS if text.startswith(symbol, at)), None):
             found.append(Token("operator", operator))
             at += len(operator)
+        elif text.startswith(("<(", ">("), at):
+            # Process substitution: a file name that only running it would give.
+            end = _closing(text, at + 1, "(", ")") + 1
+            found.append(Token("word", text[at:end]))
+            at = end
         elif match := _ARRAY_START.match(text, at):
             at, items = _array(text, match.end())
             found.append(Token("array", match.group(1), items, append=bool(match.group(2))))
         else:
-            end = _word_end(text, at)
+            end = max(_word_end(text, at), at + 1)
             found.append(Token("word", text[at:end]))
             at = end
     return found
