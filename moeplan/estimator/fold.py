@@ -53,7 +53,11 @@ def weighted(values: Array, counts: Array) -> Array:
 
 
 def each_pipeline(
-    structure: Structure, index: Codes, fold: Callable[[int, int, NDArray[np.int64]], tuple[Array, ...]], results: int
+    structure: Structure,
+    index: Codes,
+    fold: Callable[[int, int, NDArray[np.int64]], tuple[Array, ...]],
+    results: int,
+    width: int | None = None,
 ) -> tuple[Array, ...]:
     """Apply ``fold`` to the rows of every pipeline and put the answers together.
 
@@ -62,18 +66,19 @@ def each_pipeline(
         index: Pipeline of each row; shape (rows,).
         fold: Called with a pipeline, its number of moments and its rows; answers arrays of shape (rows, moments).
         results: How many arrays it answers.
+        width: Columns of the answers where they are not moments.
 
     Returns:
         Arrays of shape (rows, widest number of moments); the last moment of narrower pipelines is repeated.
     """
-    width = structure.counts.shape[1]
+    width = width or structure.counts.shape[1]
     order, groups = pipelines_of(index, structure.counts.shape[0])
     sorted_ = [np.empty((index.size, width)) for _ in range(results)]
     for pipeline, rows in groups:
-        moments = int(structure.moments[pipeline])
-        for target, found in zip(sorted_, fold(pipeline, moments, order[rows]), strict=True):
-            target[rows, :moments] = found
-            target[rows, moments:] = found[:, -1:]
+        answers = fold(pipeline, int(structure.moments[pipeline]), order[rows])
+        for target, found in zip(sorted_, answers, strict=True):
+            target[rows, : found.shape[1]] = found
+            target[rows, found.shape[1] :] = found[:, -1:]
     return tuple(_unsorted(item, order) for item in sorted_)
 
 

@@ -187,7 +187,7 @@ def _folded(
     kept = np.where(redone, gather("kept_full") / size, gather("kept"))
     climb = np.where(redone, gather("transient_full") + (size - 1.0) * gather("whole"), gather("transient"))
     share = _chunk_share(structure, np.arange(structure.counts.shape[0]))
-    return fold_live(structure, pipeline, kept, climb, redone[:, 0], share)
+    return fold_live(structure, pipeline, kept, climb, np.ravel(redone), share)
 
 
 def live_parts(architecture: Architecture, joint: Table, structure: Structure) -> tuple[Array, Array, Array]:

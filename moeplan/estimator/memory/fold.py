@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moeplan.estimator.fold import each_pipeline, weighted
 from moeplan.estimator.stages import Structure
@@ -15,7 +16,7 @@ def fold_live(
     index: Codes,
     kept: Array,
     climb: Array,
-    redone: Array,
+    redone: NDArray[np.bool_],
     share: Array,
 ) -> tuple[Array, Array]:
     """Bytes alive and the highest climb above them, for candidates of which all layers are recomputed or none is.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moeplan.estimator.fold import each_pipeline, weighted
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.shard import shard_of
 from moeplan.estimator.stages import Structure, micro_batches, trained_mtp_layers
@@ -106,6 +107,9 @@ def step_terms(
     )
 
 
+_ALWAYS = ("backward", "replay", "exposed_forward", "exposed_backward")
+
+
 @dataclass(frozen=True)
 class _Stages:
     """The slowest stage of each distinct (layer cut, pipeline), per micro batch; arrays of shape (stage rows,).
@@ -147,26 +151,34 @@ def _stages(
     distinct, index = table.with_columns(keys).distinct(names)
     layer = distinct.columns["_layer"].codes
     pipeline = distinct.columns["_pipeline"].codes
-    runs = structure.runs[pipeline]
     # Under full recomputation of every layer all runs are replayed; under block recomputation the structure says which.
     block = ~_is(distinct, "recompute_layers", None) & ~_is(distinct, "recompute_method", "uniform")
-    redone = np.where(block[:, None, None], structure.recomputed_runs[pipeline], runs)
+
+    whole = np.stack([sum((getattr(time, name) for name in _ALWAYS), time.forward) for time in times], axis=1)
+    replayed = np.stack([time.replay_full for time in times], axis=1)
+    slowest = _slowest(structure, (layer, pipeline), (whole, replayed), block)
+    moment = pipeline * structure.runs.shape[1] + slowest
+    runs = _by_part(structure.runs, moment)
+    redone = runs
+    if block.any():
+        redone = np.where(block, _by_part(structure.recomputed_runs, moment), runs)
 
     def fold(name: str, counts: Array) -> Array:
-        per_part = np.stack([getattr(time, name) for time in times], axis=1)[layer]
-        return np.asarray(np.einsum("rmp,rp->rm", counts, per_part))
+        # Part after part, so that a row has the same bits whatever stands beside it.
+        total = np.zeros(distinct.rows)
+        for position, time in enumerate(times):
+            total += np.take(getattr(time, name), layer) * counts[position]
+        return total
 
     forward, weight = fold("forward", runs), fold("weight", runs)
     backward = fold("backward", runs) + fold("replay", runs) + fold("replay_full", redone)
     exposed = fold("exposed_forward", runs) + fold("exposed_backward", runs)
     total = forward + backward + exposed
-    slowest = np.argmax(total, axis=1)
-    at = (np.arange(distinct.rows), slowest)
     dual = _is(distinct, "schedule", "dualpipe")
     # DualPipe's rank holds two stages and runs half of the micro batches through each.
     half = np.where(dual, 0.5, 1.0)
-    pace = total[at] * half
-    everything, all_weight = _whole_model(architecture, times, layer, distinct, redone[at], runs[at])
+    pace = total * half
+    everything, all_weight = _whole_model(architecture, times, layer, distinct, redone, runs)
     virtual = np.maximum(distinct["vpp"], 1.0)
     bubble = bubble_s(
         distinct["pp"],
@@ -174,23 +186,61 @@ def _stages(
         _is(distinct, "schedule", "zero_bubble"),
         dual,
         np.maximum(everything - pace, 0.0),
-        np.maximum(all_weight - weight[at] * half, 0.0),
-        backward[at] * half,
+        np.maximum(all_weight - weight * half, 0.0),
+        backward * half,
         pace,
-        weight[at] * half,
+        weight * half,
     )
     message = _message(architecture, layers)[layer]
     found = _Stages(
-        compute=(forward[at] + backward[at]) * half,
-        exposed=exposed[at] * half,
-        forward=forward[at] * half,
-        backward=backward[at] * half,
+        compute=(forward + backward) * half,
+        exposed=exposed * half,
+        forward=forward * half,
+        backward=backward * half,
         bubble=bubble,
         message=message,
         virtual=virtual,
         slowest=slowest,
     )
     return found, index
+
+
+def _by_part(counts: Array, moment: NDArray[np.int64]) -> Array:
+    """Counts of each part at one moment per row; shape (parts, rows)."""
+    flat = counts.reshape(-1, counts.shape[2])
+    return np.stack([np.take(flat[:, part], moment) for part in range(flat.shape[1])])
+
+
+def _slowest(
+    structure: Structure,
+    rows: tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]],
+    seconds: tuple[Array, Array],
+    block: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """The moment that takes the longest per micro batch; shape (rows,).
+
+    Args:
+        structure: The pipelines.
+        rows: The row of ``seconds`` and the pipeline of each row; shape (rows,) each.
+        seconds: One layer of each part without and with only the replay of whole layers; shape (layers, parts) each.
+        block: Rows where only the first layers of each stage are replayed; shape (rows,).
+    """
+    layer, pipeline = rows
+    whole, replayed = seconds
+    some = bool(block.any())
+
+    def fold(index: int, moments: int, chosen: NDArray[np.int64]) -> tuple[Array, ...]:
+        own, again = whole[layer[chosen]], replayed[layer[chosen]]
+        if some:
+            first = block[chosen, None]
+            total = weighted(own + np.where(first, 0.0, again), structure.runs[index, :moments])
+            total += weighted(np.where(first, again, 0.0), structure.recomputed_runs[index, :moments])
+        else:
+            total = weighted(own + again, structure.runs[index, :moments])
+        return (np.argmax(total, axis=1)[:, None].astype(np.float64),)
+
+    (found,) = each_pipeline(structure, pipeline.astype(np.int64), fold, 1, width=1)
+    return found[:, 0].astype(np.int64)
 
 
 def _whole_model(
@@ -205,19 +255,17 @@ def _whole_model(
     kinds = np.bincount(np.array(architecture.layer_kinds), minlength=len(architecture.kinds)).astype(float)
     mtp = np.array([trained_mtp_layers(architecture, level) for level in table.columns["mtp_layers"].levels], float)
     trained = np.take(mtp, table.columns["mtp_layers"].codes)
-    counts = np.empty((table.rows, len(times)))
-    counts[:, : len(kinds)] = kinds
+    counts: list[Array | float] = list(kinds)
     if architecture.mtp_layer is not None:
-        counts[:, len(kinds)] = trained
-    counts[:, -2] = 1.0
-    counts[:, -1] = 1.0 + trained
-    replayed = redone.sum(axis=1) / np.maximum(runs.sum(axis=1), 1e-30)
+        counts.append(trained)
+    counts += [1.0, 1.0 + trained]
+    replayed = redone.sum(axis=0) / np.maximum(runs.sum(axis=0), 1e-30)
     total = np.zeros(table.rows)
     weight = np.zeros(table.rows)
     for position, time in enumerate(times):
         plain = time.forward + time.backward + time.replay + time.exposed_forward + time.exposed_backward
-        total += counts[:, position] * (plain[layer] + replayed * time.replay_full[layer])
-        weight += counts[:, position] * time.weight[layer]
+        total += counts[position] * (np.take(plain, layer) + replayed * np.take(time.replay_full, layer))
+        weight += counts[position] * np.take(time.weight, layer)
     return total, weight
 
 
