@@ -128,8 +128,8 @@ def ranges(cases: list[time_cases.Case], unseen: dict[str, dict[str, Errors]]) -
         ]
         found.setdefault(generation, {})["low" if low else "wide"] = float(f"{np.quantile(same, 0.8):.3g}")
     return {
-        "about": "relative error that four in five held-out runs stay within (results/time.md); calibrated_share is what "
-        "is left of it after one common factor per model, GPU and release",
+        "about": "relative error that four in five held-out runs stay within (results/time.md); calibrated_share is "
+        "what is left of it after one common factor per model, GPU and release",
         "relative": found,
         "calibrated_share": _calibrated_share(cases, errors, unseen),
     }
@@ -175,9 +175,9 @@ def report(
     yield "# Step time: predicted against measured"
     yield ""
     yield "Regenerate with `python results/time.py` (`--fit` fits the coefficients anew). Error is predicted step time"
-    yield f"over measured, less one. {len(time_fit.NUMBERS)} global numbers are fitted to {len(cases)} runs; none belongs"
-    yield "to a run. Releases before NeMo 26.06 are priced without fused MoE kernels (factor `fused_moe` 0), which they"
-    yield "lacked."
+    yield f"over measured, less one. {len(time_fit.NUMBERS)} global numbers are fitted to {len(cases)} runs;"
+    yield "none belongs to a run. Releases before NeMo 26.06 are priced without fused MoE kernels (factor `fused_moe` 0),"
+    yield "which they lacked."
     yield ""
     yield from _cross_validation(cases, unseen, seen)
     yield from _orders(cases, predicted)
@@ -216,7 +216,7 @@ def _cross_validation(
 def _orders(cases: list[time_cases.Case], predicted: Errors) -> Iterator[str]:
     yield "## Order of configurations"
     yield ""
-    yield "Kendall's tau over pairs of runs of one model and release (for parallel folding: of one model, table and number"
+    yield "Kendall's tau over pairs of runs of one model and release (for parallel folding: one model, table and number"
     yield "of GPUs) whose measured throughput differs by more than 1 %; 0.8 is wanted where three or more differ."
     yield ""
     yield "| model and release | runs | pairs | tau |"
@@ -240,8 +240,8 @@ def _measured(cases: list[time_cases.Case]) -> Errors:
 def _kernels(operators: list[time_operators.OperatorFit]) -> Iterator[str]:
     yield "## Kernels"
     yield ""
-    yield "905 measured shapes (`tests/reference/operator_efficiency.json`); held out: five-fold. Similar B200 shapes were"
-    yield "measured in two regimes (burst and sustained clocks) up to 45 % apart, which no smooth function can follow."
+    yield "905 measured shapes (`tests/reference/operator_efficiency.json`); held out: five-fold. Similar B200 shapes"
+    yield "were measured in two regimes (burst and sustained clocks) up to 45 % apart, which no smooth function can follow."
     yield ""
     yield "| GPU generation | kernel | shapes | mean error | held out | worst | fitted |"
     yield "|---|---|---|---|---|---|---|"

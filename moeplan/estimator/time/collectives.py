@@ -128,8 +128,8 @@ def reached(places: Array, copies: Array, limit: Limit | None) -> Array:
     """Expected number of ``places`` (ranks or domains of ranks) that a token's ``copies`` go to.
 
     Experts lie over the places in order, so a group of experts fills ``places / groups`` of them. Without a limit the
-    choices are uniform; with one, a token uses ``chosen`` of the ``groups`` (arXiv:2412.19437, section 2.1.2) and spreads
-    its copies evenly over those.
+    choices are uniform; with one, a token uses ``chosen`` of the ``groups`` (arXiv:2412.19437, section 2.1.2) and
+    spreads its copies evenly over those.
     """
     if limit is None or limit.chosen >= limit.groups:
         return distinct(places, copies)

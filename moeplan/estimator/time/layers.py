@@ -11,7 +11,7 @@ from moeplan.estimator.machine import Machine
 from moeplan.estimator.precision import precision
 from moeplan.estimator.shard import SHARD_COLUMNS, shard_of
 from moeplan.estimator.table import Codes, Table
-from moeplan.estimator.time.coefficients import coefficients
+from moeplan.estimator.time.coefficients import coefficients, of_generation
 from moeplan.estimator.time.collectives import Limit, Links, Span
 from moeplan.estimator.time.efficiency import Kernels
 from moeplan.model.architecture import Architecture, Layer
@@ -173,13 +173,15 @@ class Pricer:
     ) -> tuple[Array | float, Array | float]:
         """Casts of a GEMM's input (forward) and of its output's gradient (backward), row- and column-wise.
 
-        A cast reads the 16-bit tensor and writes it twice, since neither Hopper's FP8 nor the block formats transpose
-        on the fly. Part of them is fused into the kernel before (norm, activation): the fitted factor.
+        A cast reads the 16-bit tensor and writes it twice. The fitted factor counts what comes on top (the pass that
+        finds the largest element, transposes, which Hopper's FP8 needs and Blackwell's does not) less what is fused
+        into the kernel before (norm, activation).
         """
         facts = precision(name)
         if not facts.low:
             return 0.0, 0.0
-        fused = coefficients()["quantization"][facts.compute]
+        fitted = of_generation("quantization", self.machine.generation)
+        fused = fitted.get(facts.compute, fitted["fp8"])
         per_element = (wide + 2 * facts.gemm_input) * fused
         rate = self.kernels.memory_rate("stream")
         return inputs * per_element / rate, outputs * per_element / rate
