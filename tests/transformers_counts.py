@@ -13,6 +13,14 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"]},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_v4": {
+        "layer_types": [
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "sliding_attention",
+            "compressed_sparse_attention",
+        ]
+    },
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2, "head_dim": 32},
     "granitemoehybrid": {
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
@@ -108,6 +116,8 @@ def classify(name: str, owners: list[str]) -> str:
         return "lm_head"
     if named("embed", ".wte."):
         return "embedding"
+    if owned("HyperConnection", "ResidualScal", "HyperHead") or named("_hc.", "hc_head", "input_hidden_states_"):
+        return "other"
     if named("latent_proj") or name.endswith((".mlp.bias", ".experts.bias")):
         return "other"
     if owned("Mamba", "Mixer", "DeltaNet", "DeltaAttention", "ShortConv", "Lightning"):
@@ -118,7 +128,7 @@ def classify(name: str, owners: list[str]) -> str:
         return "shared_experts"
     if named(".experts.") or owned("Experts"):
         return "routed_experts"
-    if owned("Attention", "Indexer"):
+    if owned("Attention", "Indexer") or named("self_attn"):
         return "attention"
     return "dense_mlp"
 

@@ -11,9 +11,11 @@ from typing import Any, TypeAlias
 from moeplan.model.details import ModelDetails
 from moeplan.operators.attention import Attention, LatentAttention
 from moeplan.operators.base import COMPONENTS, Component, Shard, Weight, unsharded
+from moeplan.operators.compressed_attention import CompressedAttention
 from moeplan.operators.counted import CountedExperts
 from moeplan.operators.embedding import Embedding, Head, TokenPredictionProjection
 from moeplan.operators.expert_attention import ExpertAttention
+from moeplan.operators.extra import Extra
 from moeplan.operators.indexer import Indexer
 from moeplan.operators.mixer import Mixer
 from moeplan.operators.mlp import DenseMLP
@@ -23,7 +25,9 @@ from moeplan.operators.norm import Norm
 Operator: TypeAlias = (
     Attention
     | LatentAttention
+    | CompressedAttention
     | ExpertAttention
+    | Extra
     | Indexer
     | Mixer
     | DenseMLP

@@ -24,6 +24,9 @@ WRAPPERS = {
     "gemma3": "gemma3_text",
     "mistral3": "mistral",
     "aria": "aria_text",
+    "glm4v_moe": "glm4v_moe_text",
+    "glm5_next": "glm5_next_text",
+    "kimi_vl": "deepseek_v3",
     "minimax_m3_vl": "minimax_m3_vl_text",
 }
 """Multimodal ``model_type`` -> that of its ``text_config`` where it does not say so itself."""

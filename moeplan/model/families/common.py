@@ -153,9 +153,15 @@ def mixture(f: Fields, *width: str, **features: Any) -> MoE:
 
 def sparse_after(f: Fields, layers: int, *names: str, default: Any = None) -> list[bool]:
     """MoE layers by ``mlp_layer_types`` (list of ``dense``/``sparse``), or all but a number of first layers."""
-    if "moe_layer_freq" in f.mapping and not isinstance(f.mapping["moe_layer_freq"], list):
-        f.fixed("moe_layer_freq", 1, "is read by no class of this family")
     kinds = f.sequence("mlp_layer_types", default=None, length=layers)
+    frequency = f.raw("moe_layer_freq", default=1)
+    if isinstance(frequency, list):
+        marks = f.integers("moe_layer_freq", length=layers)
+        kinds = kinds or ["sparse" if mark else "dense" for mark in marks]
+        if [kind == "sparse" for kind in kinds] != [bool(mark) for mark in marks]:
+            raise f.error("moe_layer_freq", "contradicts mlp_layer_types", "keep one of them")
+    elif frequency != 1:
+        raise f.error("moe_layer_freq", f"{frequency!r} is read by no class of this family", "only 1 is understood")
     extra = {} if default is None else {"default": default}
     if kinds is not None:
         f.ignore(*names)

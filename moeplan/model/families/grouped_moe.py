@@ -75,7 +75,12 @@ def dots1(f: Fields) -> Architecture:
 def minimax_m2(f: Fields) -> Architecture:
     """Every layer MoE with sigmoid scores; query/key norms over the full width."""
     attention = grouped_attention(f, head_dim=128, qk_norm="full")
-    f.ignore("use_qk_norm", "qk_norm_type", "rotary_dim")
+    f.ignore("use_qk_norm", "qk_norm_type", "rotary_dim", "use_routing_bias", "shared_moe_mode")
+    # Training keys of the original files: the class builds neither prediction layers nor shared experts.
+    f.ignore("use_mtp", "num_mtp_modules", "mtp_transformer_layers")
+    f.fixed("shared_intermediate_size", 0, "has no counterpart in the family's class")
+    if any(kind != 1 for kind in f.integers("attn_type_list", default=[1])):
+        raise f.error("attn_type_list", "the family's class has softmax attention only", "remove it")
     layer = plain_layer(Norm(hidden_size(f)), attention, mixture(f, "intermediate_size", score_function="sigmoid"))
     return decoder(f, [layer] * depth(f), **SIGMOID)
 
@@ -332,7 +337,8 @@ def minimax_m3(f: Fields) -> Architecture:
         query_norm=True,
         norm_bias=False,
     )
-    f.ignore("index_local_blocks", "swiglu_alpha", "swiglu_limit")
+    f.ignore("index_local_blocks", "swiglu_alpha", "swiglu_limit", "swiglu_beta", "use_qk_norm", "qk_norm_type")
+    f.ignore("use_gemma_norm", "use_routing_bias", "num_mtp_modules", "n_shared_experts")
     shared = shared_block(f, f.integer("shared_intermediate_size"))
     moe = mixture(f, "intermediate_size", shared=shared, score_function="sigmoid")
     sparse = sparse_after(f, layers, default=0)

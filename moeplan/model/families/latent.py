@@ -42,7 +42,7 @@ def deepseek_v2(f: Fields) -> Architecture:
     return decoder(f, [plain_layer(norm, attention, moe if is_sparse else dense) for is_sparse in sparse])
 
 
-@family("deepseek_v3")
+@family("deepseek_v3", "kimi_k2")
 def deepseek_v3(f: Fields) -> Architecture:
     """Latent attention, sigmoid scores with a correction buffer, multi-token prediction."""
     attention = latent_attention(f, saved=True)
@@ -150,7 +150,7 @@ def longcat_flash(f: Fields) -> Architecture:
         identity_experts=f.integer("zero_expert_num", default=256, least=0),
         router_bias=f.flag("router_bias", default=False),
     )
-    f.ignore("zero_expert_type", "mla_scale_q_lora", "mla_scale_kv_lora")
+    f.ignore("zero_expert_type", "mla_scale_q_lora", "mla_scale_kv_lora", "attention_method")
     dense = dense_mlp(f, "ffn_hidden_size", "intermediate_size")
     norm = Norm(attention.hidden)
     layer = Layer((norm, attention, norm, moe, dense, norm, attention, norm, dense))

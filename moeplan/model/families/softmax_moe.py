@@ -163,9 +163,18 @@ def hunyuan_v1_moe(f: Fields) -> Architecture:
     attention = grouped_attention(f, kv_heads="heads", bias=bias, qk_norm="head")
     experts = f.integer("num_experts", "num_local_experts")
     width = f.integer("intermediate_size")
-    # The class knows one width; hub files may repeat it per layer.
-    for key in ("moe_intermediate_size", "num_shared_expert"):
-        f.ignore(key)
+    # The class knows one width and one shared expert; the original files repeat them per layer.
+    for key, value in (("moe_intermediate_size", width), ("num_shared_expert", 1)):
+        stated = f.raw(key, default=value)
+        if any(entry != value for entry in (stated if isinstance(stated, list) else [stated])):
+            raise f.error(key, f"{stated!r} is not what the family's class builds", f"only {value} is understood")
+    f.fixed("moe_layer_num_skipped", 0, "is not what the family's class builds")
+    f.fixed("attention_head_dim", attention.head_dim, "contradicts head_dim")
+    f.ignore(
+        "org_vocab_size", "cla_share_factor", "mask_init_id", "norm_type", "pool_type", "position_embedding_xdrope"
+    )
+    f.ignore("use_mixed_mlp_moe", "use_qk_norm", "use_rotary_pos_emb", "class_num", "dense_list", "num_media_embeds")
+    f.ignore("anyres_pooling_size", "im_newline_id", "mlp_bias", "moe_drop_tokens", "group_limited_greedy")
     shared = shared_block(f, width)
     top_k = f.raw("moe_topk", "num_experts_per_tok")
     each = top_k if isinstance(top_k, list) else [top_k] * layers
