@@ -36,7 +36,7 @@ class Precision:
 _MX = 1 + 1 / 32
 _NV = 0.5 + 1 / 16
 
-# fp8 (per-tensor or 128-block scaling) and mxfp8 keep bf16 parameters unless parameters are gathered in fp8, plus a
+# fp8 (per-tensor scaling) and mxfp8 keep bf16 parameters unless parameters are gathered in fp8, plus a
 # row-wise copy for forward and a column-wise copy for the data gradient (Transformer Engine, Float8Tensor /
 # MXFP8Tensor workspaces cached while ``is_first_microbatch`` is false).
 PRECISIONS: Mapping[str, Precision] = {
@@ -70,3 +70,14 @@ def precision(name: str) -> Precision:
     except KeyError:
         remedy = nearest(str(name), PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         raise PlanError("precision", f"unknown precision {name!r}", remedy) from None
+
+
+def weight_copies(name: str, compute_capability: int) -> float:
+    """Bytes per element of a weight's low-precision copies on a GPU.
+
+    From compute capability 10 on, GEMMs with per-tensor scaling read the row-wise copy in either direction, so that
+    Transformer Engine makes no transposed one (``is_non_tn_fp8_gemm_supported``); block formats scale along the
+    contracted dimension and need both.
+    """
+    copies = precision(name).weight_copies
+    return copies / 2 if name == "fp8" and compute_capability >= 100 else copies

@@ -95,7 +95,7 @@ def stage_memory(
     fixed = _fixed(machine, held, structure)
     dense, expert = holds.dense[held_index], holds.expert[held_index]
     bytes_table, bytes_index = table.distinct(STATE_COLUMNS)
-    per = state_bytes(bytes_table)
+    per = state_bytes(bytes_table, machine.compute_capability)
     over_dense, over_expert = (1.0 / group for group in data_parallel(table))
 
     def states(whole: Array, shared: Array) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moeplan.estimator.precision import GRADIENT_BYTES, OPTIMIZER_MOMENTS, STATE_BYTES, precision
+from moeplan.estimator.precision import GRADIENT_BYTES, OPTIMIZER_MOMENTS, STATE_BYTES, precision, weight_copies
 from moeplan.estimator.shard import of_levels, vocabulary_multiple
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Table
@@ -107,12 +107,16 @@ class StateBytes:
     other_shared: Array
 
 
-def state_bytes(table: Table) -> StateBytes:
+def state_bytes(table: Table, compute_capability: int = 0) -> StateBytes:
     """Bytes per element under each candidate's precision, optimizer and sharding.
 
     Megatron-Core and DeepSpeed: 16-bit parameters, a gradient buffer in ``gradient_dtype``, an fp32 master copy and the
     moments (18 bytes with fp32 gradients; 16 with 16-bit ones, Rajbhandari et al. 2020). PyTorch FSDP2 under a mixed
     precision policy: fp32 parameters that are their own master, fp32 gradients, and 16-bit copies only while gathered.
+
+    Args:
+        table: Rows with :data:`STATE_COLUMNS`.
+        compute_capability: The GPU's, times ten.
     """
     stage = table["sharding"]
     native = of_levels(table, "precision", lambda name: precision(name).parameter)
@@ -134,7 +138,7 @@ def state_bytes(table: Table) -> StateBytes:
     second = muon * moment * resident
     # FSDP2 keeps the gathered 16-bit copy between forward and backward unless it reshards (stage 3).
     kept = np.where(fsdp & (stage < 3) & ~full, 2.0, 0.0)
-    copies = of_levels(table, "precision", lambda name: precision(name).weight_copies)
+    copies = of_levels(table, "precision", lambda name: weight_copies(name, compute_capability))
     megatron = of_levels(table, "framework", lambda name: float(name == "megatron")) > 0
     shard_parameters = np.where(fsdp, stage >= 2, stage >= 3)
     shard_gradients, shard_states = stage >= 2, stage >= 1
