@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -111,26 +110,7 @@ def price(
     Returns:
         Arrays in the table's order.
     """
-    stages = structure(architecture, table)
-    moments = stages.moments[stages.index]
-    widths = np.unique(np.minimum(_next_power_of_two(moments), stages.counts.shape[1]))
-    if len(widths) == 1:
-        return _fold(architecture, machine, table, factors or {}, margin_gib, stages).prices
-    # Candidates with few moments must not pay for the padding of those with many.
-    found = []
-    order = []
-    for narrow, wide in pairwise([0, *widths]):
-        rows = (moments > narrow) & (moments <= wide)
-        part = _fold(architecture, machine, table.take(rows), factors or {}, margin_gib, stages.narrow(rows, int(wide)))
-        found.append(part.prices)
-        order.append(np.flatnonzero(rows))
-    back = np.empty(table.rows, np.int64)
-    back[np.concatenate(order)] = np.arange(table.rows)
-    return Prices.join(found).take(back)
-
-
-def _next_power_of_two(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    return 1 << np.ceil(np.log2(numbers)).astype(np.int64)
+    return _fold(architecture, machine, table, factors or {}, margin_gib, structure(architecture, table)).prices
 
 
 def explain(

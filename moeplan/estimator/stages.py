@@ -6,7 +6,7 @@ cost of one. The structure depends on few columns, so it is worked out once per 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,15 +87,6 @@ class Structure:
     embedding_copies: Array
     chunk_layers: Array
     moments: NDArray[np.int64]
-
-    def narrow(self, rows: NDArray[np.bool_], width: int) -> Structure:
-        """The same pipelines for some rows only, none of which has more than ``width`` moments."""
-        cut = {
-            field.name: getattr(self, field.name)[:, :width]
-            for field in fields(self)
-            if field.name not in ("parts", "index", "moments")
-        }
-        return replace(self, index=self.index[rows], **cut)
 
 
 def structure(architecture: Architecture, table: Table, all_stages: bool = False) -> Structure:
