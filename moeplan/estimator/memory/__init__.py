@@ -139,11 +139,17 @@ def stage_memory(
 
 def _fixed(machine: Machine, held: Table, structure: Structure) -> Array:
     """Workspaces and dummy gradients, which depend on weights and pipeline only; shape (held rows, moments)."""
+    present = structure.counts > 0
+    # A dummy gradient depends on how weights are cut and on which parts a stage holds: few of either.
+    holdings, holding_of = np.unique(present.reshape(-1, present.shape[2]), axis=0, return_inverse=True)
+    cut, cut_of_row = held.distinct((*CUT_COLUMNS, "fused_gradient_accumulation"))
+    dummies = np.stack(
+        [dummy_gradients(cut, structure.parts, np.tile(holding, (cut.rows, 1))) for holding in holdings], axis=1
+    )
     pipeline = held["_pipeline"].astype(np.int64)
-    present = structure.counts[pipeline] > 0
-    moments = present.shape[1]
-    dummies = [dummy_gradients(held, structure.parts, present[:, moment]) for moment in range(moments)]
-    return workspaces(machine, held, structure) + np.stack(dummies, axis=1)
+    chosen = holding_of.reshape(present.shape[:2])[pipeline]
+    fixed: Array = workspaces(machine, held, structure) + dummies[cut_of_row[:, None], chosen]
+    return fixed
 
 
 def _sharding_buffers(extended: Table, structure: Structure) -> Array:

@@ -65,13 +65,13 @@ def stage_buffers(architecture: Architecture, table: Table, shard: Shard, struct
     pipeline = table["_pipeline"].astype(np.int64)
     size = element_bytes(shard)
     rope = 4.0 * table["sequence_length"] / table["cp"] * rotary_width(structure.parts)
-    has_head = structure.counts[pipeline][:, :, -1] > 0
+    has_head = (structure.counts[:, :, -1] > 0)[pipeline]
     megatron = (1.0 - shard.value("eager")) * (shard.tp > 1) * shard.value("sp")
     gathered = megatron * size * shard.tokens * architecture.hidden
     message = size * shard.sequence_tokens * architecture.hidden
-    later = structure.stage[pipeline] > 0
-    interleaved = (structure.chunk_layers[pipeline] < structure.counts[pipeline][:, :, :-2].sum(axis=2)) * 2.0
-    messages = (table["pp"] > 1)[:, None] * message[:, None] * (later + interleaved)
+    later = structure.stage > 0
+    interleaved = (structure.chunk_layers < structure.counts[:, :, :-2].sum(axis=2)) * 2.0
+    messages = ((table["pp"] > 1) * message)[:, None] * (later + interleaved)[pipeline]
     total: Array = rope[:, None] + has_head * gathered[:, None] + messages
     return total
 
@@ -119,7 +119,13 @@ OUTSIDE_COLUMNS: tuple[str, ...] = (
 
 
 def outside(architecture: Architecture, machine: Machine, table: Table) -> Array:
-    """Bytes outside PyTorch's allocator: driver context with loaded kernels, NCCL, expert-dispatch buffers; (rows,).
+    """Bytes outside PyTorch's allocator, of shape (rows,): the sum of :func:`outside_terms`."""
+    total: Array = sum(outside_terms(architecture, machine, table).values(), np.zeros(1))
+    return total
+
+
+def outside_terms(architecture: Architecture, machine: Machine, table: Table) -> dict[str, Array]:
+    """What a rank holds outside PyTorch's allocator, by name, in bytes; shape (rows,).
 
     - CUDA context, cuBLAS, cuDNN and Transformer Engine kernels: 0.7 GiB, within the 0.5 to 0.8 GiB that nvidia-smi
       shows beside the allocator for a process on Ampere to Blackwell that has run GEMMs and attention.
@@ -136,7 +142,11 @@ def outside(architecture: Architecture, machine: Machine, table: Table) -> Array
         + (expert > 1)
         + ((per_stage > expert) & (expert > 1))
     )
-    return 0.7 * GIB + groups * 128.0 * MIB + _dispatch_buffers(architecture, machine, table)
+    return {
+        "driver context": np.full(table.rows, 0.7 * GIB),
+        "NCCL": groups * 128.0 * MIB,
+        "dispatch buffers": _dispatch_buffers(architecture, machine, table),
+    }
 
 
 def _dispatch_buffers(architecture: Architecture, machine: Machine, table: Table) -> Array:
