@@ -141,6 +141,45 @@ def test_a_known_wrapper_counts_its_text_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        # What the original files on the hub hold beside the shapes: training, serving and remote-code keys.
+        ("minimax-m2", {"use_mtp": True, "num_mtp_modules": 3, "mtp_transformer_layers": 1, "use_routing_bias": True}),
+        ("minimax-m2", {"shared_intermediate_size": 0, "attn_type_list": [1] * 62}),
+        ("hunyuan-a13b", {"moe_intermediate_size": [3072] * 32, "use_cla": False, "use_mixed_mlp_moe": True}),
+        ("deepseek-v3", {"auto_map": {"AutoConfig": "x.Y"}, "quantization_config": {"quant_method": "fp8"}}),
+        ("kimi-k2", {"model_type": "kimi_k2", "pretraining_tp": 1}),
+        ("longcat-flash", {"attention_method": "MLA"}),
+        ("mimo-v2-flash", {"hybrid_layer_pattern": [int(i and (i + 1) % 6 != 0) for i in range(48)]}),
+        ("mimo-v2-flash", {"moe_layer_freq": [0] + [1] * 47, "add_swa_attention_sink_bias": True}),
+        ("llama-3-8b", {"torch_dtype": "float16", "use_cache": False, "task_specific_params": None}),
+    ],
+)
+def test_keys_without_effect_change_nothing(name: str, extras: dict[str, Any]) -> None:
+    config = load_model_config(name)
+    assert load_model(config | extras).layers == load_model(config).layers
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("minimax-m2", {"shared_intermediate_size": 1024}, "shared_intermediate_size"),
+        ("minimax-m2", {"attn_type_list": [0] * 62}, "attn_type_list"),
+        ("hunyuan-a13b", {"moe_intermediate_size": [1024] * 32}, "moe_intermediate_size"),
+        ("hunyuan-a13b", {"use_cla": True}, "use_cla"),
+        ("deepseek-v3", {"moe_layer_freq": 2}, "moe_layer_freq"),
+        ("dbrx", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("afmoe", {}, "no such model"),
+        ("trinity-mini", {"attention_bias": True}, "attention_bias"),
+        ("glm-5", {"index_topk_freq": 4}, "index_topk_freq"),
+        ("minimax-text-01", {"layer_types": ["full_attention"]}, "80"),
+    ],
+)
+def test_keys_that_the_class_would_build_differently_are_refused(name: str, change: dict[str, Any], said: str) -> None:
+    assert said in refuse(load_model_config(name) | change if change else name)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model_type": "mixtrall"}, "did you mean 'mixtral'"),
