@@ -87,7 +87,14 @@ def adapt(plan: Plan, target: str) -> tuple[Plan, list[str]]:
     """
     from moeplan.launch.adaptation import adapted
 
-    return adapted(plan, target, lambda candidate: refusals(candidate, target))
+    _module(target)  # an unknown target is told before anything else
+    framework = _TARGETS[target][1]
+    changes: list[str] = []
+    if framework is not None and plan.framework != framework:
+        changes.append(f"framework: {plan.framework} -> {framework} (predictions follow the framework that runs)")
+        plan = plan.with_values({"framework": framework})
+    runs, further = adapted(plan, target, lambda candidate: refusals(candidate, target))
+    return runs, changes + further
 
 
 def write(

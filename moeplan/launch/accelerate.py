@@ -1,6 +1,6 @@
 """Hugging Face accelerate: the YAML of its FSDP2 or Megatron-LM plugin, and a script that launches with it.
 
-A plan of ``framework: megatron`` is written for the Megatron-LM plugin, every other for FSDP2.
+A plan of ``framework: megatron`` is written for the Megatron-LM plugin, one of ``fsdp2`` for FSDP2.
 """
 
 from __future__ import annotations
@@ -175,6 +175,9 @@ def _refused_fsdp(plan: Plan) -> list[Refusal]:
     parallel, recompute = plan.parallel, plan.recompute
     found = []
     changes: dict[str, Any]
+    if plan.framework != "fsdp2":
+        reason = "accelerate reads DeepSpeed's own configuration, which the deepspeed target writes"
+        found.append(Refusal(reason, "set framework: fsdp2", {"framework": "fsdp2"}))
     if parallel.pp > 1 or parallel.vpp > 1 or parallel.pipeline_layout is not None:
         changes = {"parallel.pp": 1, "parallel.vpp": 1, "parallel.pipeline_layout": None}
         found.append(Refusal("accelerate's FSDP2 has no pipeline", "set parallel.pp: 1", changes))
@@ -236,13 +239,10 @@ def _refused_megatron(plan: Plan) -> list[Refusal]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = [
+    return [
         f"the training script builds {plan.architecture().name}, loads {plan.batch.micro_batch_size} sequences of "
         f"{plan.batch.sequence_length} tokens per pass and accumulates over {plan.micro_batches} passes"
     ]
-    if plan.framework not in ("megatron", "fsdp2"):
-        notes.append(f"the prediction follows {plan.framework}'s accounting; set framework: fsdp2 for this launch")
-    return notes
 
 
 def _script(plan: Plan, lines: list[str]) -> str:
