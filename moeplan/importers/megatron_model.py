@@ -330,9 +330,9 @@ def _moe(flags: Flags, ffn: int, layers: int) -> dict[str, Any]:
         ("routed_scaling", "moe-router-topk-scaling-factor"),
         ("aux_loss_coefficient", "moe-aux-loss-coeff"),
     ):
-        value = flags.number(name, 0.0)
-        if value:
-            found[key] = value
+        number = flags.number(name, 0.0)
+        if number:
+            found[key] = number
     if not flags.has("moe-grouped-gemm"):
         flags.lose("moe-grouped-gemm", "the plan runs experts as grouped GEMMs, not one by one", value="(absent)")
     return found

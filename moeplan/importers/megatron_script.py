@@ -72,7 +72,7 @@ def read_launch(source: str | Mapping[str, Any], where: str) -> Launch:
         raise PlanError(
             where, "has no Megatron-LM arguments (--num-layers, --hidden-size, ...)", "name the script that has them"
         )
-    nodes, per_node = _world(script)
+    nodes, per_node = world(script)
     return Launch(
         flags=from_words(words),
         environment={name: value for name, value in script.environment.items() if not is_unknown(value)},
@@ -138,7 +138,7 @@ def _score(words: Sequence[str]) -> int:
     return len(names & _TELLTALE)
 
 
-def _world(script: Script) -> tuple[int | None, int | None]:
+def world(script: Script) -> tuple[int | None, int | None]:
     """Nodes and GPUs per node, as torchrun or sbatch have them."""
     nodes: int | None = None
     per_node: int | None = None

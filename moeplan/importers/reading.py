@@ -11,7 +11,7 @@ from moeplan.errors import PlanError, nearest
 from moeplan.importers.assembling import Asked
 from moeplan.importers.imported import Imported
 
-FRAMEWORKS = ("megatron", "deepspeed", "torchtitan")
+FRAMEWORKS = ("megatron", "megatron-bridge", "deepspeed", "torchtitan", "accelerate")
 
 
 def read(
@@ -56,6 +56,14 @@ def read(
         from moeplan.importers.deepspeed import read_deepspeed
 
         return read_deepspeed(text, asked, where)
+    if framework == "megatron-bridge":
+        from moeplan.importers.bridge import read_bridge
+
+        return read_bridge(text, asked, where)
+    if framework == "accelerate":
+        from moeplan.importers.accelerate import read_accelerate
+
+        return read_accelerate(text, asked, where)
     from moeplan.importers.torchtitan import read_torchtitan
 
     return read_torchtitan(text, asked, where)
