@@ -29,6 +29,7 @@ def break_down(
                 stage=stage.stage,
                 holds=stage.holds,
                 parts=tuple(Part(name=name, value=size / GIB) for name, size in stage.parts),
+                outside=tuple(Part(name=name, value=size / GIB) for name, size in stage.outside),
             )
             for stage in stages
         ),

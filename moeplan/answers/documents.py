@@ -127,6 +127,8 @@ class StageBreakdown(Document):
     """The operator or moment that holds the peak."""
     parts: tuple[Part, ...]
     """Every operator's share of states and saved activations, the largest first."""
+    outside: tuple[Part, ...] = ()
+    """What is held beyond that: the allocator's cache, driver context, NCCL, dispatch buffers."""
 
 
 class Breakdown(Document):

@@ -130,6 +130,9 @@ def _show_memory_breakdown(breakdown: Breakdown, estimate: Estimate, console: Co
     listing.add_section()
     listing.add_row("allocated", *(gib(sum(parts.values())) for parts in by_stage))
     listing.add_row("the peak is at", *(stage.holds for stage in shown))
+    beyond = [{part.name: part.value for part in stage.outside} for stage in shown]
+    for name in {name: None for parts in beyond for name in parts}:
+        listing.add_row(name, *(gib(parts[name]) if name in parts else "-" for parts in beyond))
     console.print(listing)
     if len(shown) < len(breakdown.stages):
         console.print(f"stage {fullest} is the fullest; --json tells all {len(breakdown.stages)}", style="dim")

@@ -11,6 +11,7 @@ import numpy as np
 
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.memory import JOINT_COLUMNS, live_parts, stage_memory
+from moeplan.estimator.memory.buffers import outside_terms, stage_buffers, workspaces
 from moeplan.estimator.memory.layers import walk
 from moeplan.estimator.memory.states import cut_of
 from moeplan.estimator.shard import shard_of
@@ -27,13 +28,15 @@ class StageDetail:
     Attributes:
         stage: Pipeline stage.
         holds: The operation during whose backward pass the peak is reached.
-        parts: Bytes by name, the largest first: ``states of <component>``, ``saved by <operation>``, ``buffers`` and
+        parts: Bytes by name, the largest first: ``states of <component>``, ``saved by <operation>``, buffers, and
             ``temporaries of <operation>``. They sum to the stage's ``peak_allocated``.
+        outside: Bytes by name beyond that: what the allocator keeps cached, driver context, NCCL, dispatch buffers.
     """
 
     stage: int
     holds: str
     parts: tuple[tuple[str, float], ...]
+    outside: tuple[tuple[str, float], ...]
 
 
 def detail(
@@ -57,6 +60,10 @@ def detail(
     joint, _ = table.with_columns({"_pipeline": Column((0,), structure.index)}).distinct(JOINT_COLUMNS)
     alive, plain, rebuilt = live_parts(architecture, joint, structure)
     shard = shard_of(joint)
+    extended = table.with_columns({"_pipeline": Column((0,), structure.index)})
+    gemm = workspaces(machine, extended, structure)
+    messages = stage_buffers(architecture, extended, shard, structure)
+    around = {name: float(size[0]) for name, size in outside_terms(architecture, machine, table).items()}
     needed = memory.peak_reserved[0] + memory.overhead[0]
     found = []
     for stage in np.unique(structure.stage[0]):
@@ -71,10 +78,18 @@ def detail(
                 terms[f"saved by {name}"] += float(alive[0, moment, index]) * share
         holder = _holder(architecture, structure, shard, plain[0, moment], rebuilt[0, moment])
         terms[f"temporaries of {holder}"] += float(memory.transient[0, moment])
-        terms["buffers"] += float(memory.buffers[0, moment])
-        largest_first = sorted(((n, b) for n, b in terms.items() if b), key=lambda item: -item[1])
-        found.append(StageDetail(int(stage), holder, tuple(largest_first)))
+        spaces, held = float(gemm[0, moment]), float(messages[0, moment])
+        terms["GEMM workspaces"] += spaces
+        terms["messages and gather buffers"] += held
+        terms["dummy weight gradients"] += float(memory.buffers[0, moment]) - spaces - held
+        cached = float((memory.peak_reserved - memory.peak_allocated)[0, moment])
+        beyond = {"cached by the allocator": cached, **around}
+        found.append(StageDetail(int(stage), holder, _largest_first(terms), _largest_first(beyond)))
     return found
+
+
+def _largest_first(terms: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(((name, size) for name, size in terms.items() if size), key=lambda item: -item[1]))
 
 
 def _state_shares(structure: Structure, shard: Shard, moment: int) -> dict[str, float]:
