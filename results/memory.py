@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from memory_cases import Fit, Integration, Stage, fits, integration, measured
+from memory_cases import Fit, Integration, Saving, Stage, fits, integration, measured, savings
 
 TARGET = Path(__file__).with_suffix(".md")
 
@@ -21,6 +21,7 @@ def main() -> None:
         "",
         *_measured(measured()),
         *_integration(integration()),
+        *_savings(savings()),
         *_fits(fits()),
     ]
     TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -90,6 +91,18 @@ def _integration(runs: list[Integration]) -> Iterator[str]:
                 f"| {run.case} | {run.static[0]:.3f} | {run.static[1]:.3f} | {run.peak[0]:.3f} | {run.peak[1]:.3f} | "
                 f"{run.left_out} |"
             )
+    yield ""
+
+
+def _savings(measures: list[Saving]) -> Iterator[str]:
+    yield "## Published savings: DeepSeek-V3 on 256 GPUs, PP4 VPP4 EP64 (arXiv:2603.07685, table 4)"
+    yield ""
+    yield "The report names neither stage nor layout, so the prediction is the range over the four stages."
+    yield ""
+    yield "| measure | published GB | predicted GB |"
+    yield "|---|---|---|"
+    for measure in measures:
+        yield f"| {measure.measure} | {measure.published:.1f} | {measure.least:.1f} to {measure.most:.1f} |"
     yield ""
 
 

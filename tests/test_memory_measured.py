@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "results"))
 
-from memory_cases import Fit, Integration, Stage, fits, integration, measured
+from memory_cases import Fit, Integration, Stage, fits, integration, measured, savings
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,9 @@ def test_published_runs_fit_unless_their_missing_setting_is_named(published: lis
     assert len(published) == 84
     assert all(run.fits or run.missing for run in published)
     assert sum(run.fits for run in published) >= 69
+
+
+def test_published_savings_lie_within_the_pipeline_s_stages() -> None:
+    # The report names no stage; its figure must be one that some stage could show, to its own rounding.
+    for measure in savings():
+        assert 0.95 * measure.least <= measure.published <= 1.05 * measure.most, measure.measure
