@@ -375,7 +375,7 @@ def test_stages_hold_what_megatron_builds(
         ({"global-batch-size": 7}, "no multiple"),
         ({"heterogeneous-layers-config-path": "x.json"}, "cannot count such a model"),
         ({"batch-size": 8}, "use --micro-batch-size"),
-        ({"tokenizer-type": "SentencePieceTokenizer", "tokenizer-model": "my.model"}, "--vocab-size"),
+        ({"tokenizer-type": "SentencePieceTokenizer", "tokenizer-model": "my.model"}, "--vocabulary"),
         ({"pipeline-model-parallel-layout": "Et|t^L"}, "no layout symbol"),
         ({"recompute-granularity": "some"}, "use full or selective"),
     ],

@@ -175,13 +175,13 @@ def test_an_edited_script_is_read_as_it_now_stands(old: str, new: str, key: str,
 
 @pytest.mark.parametrize("model", MODELS["megatron"])
 def test_without_the_carried_line_the_flags_alone_name_the_model(model: str, tmp_path: Path) -> None:
-    plan = plan_from({"model": model, "hardware.gpu": "h100", "hardware.gpus": 64, "overlap.grad_reduce": False})
+    plan = plan_from({"model": model, "hardware.gpu": "h100", "hardware.gpus": 64, "batch.global_batch_size": 640})
     path = tmp_path / "megatron.sh"
     path.write_text(without_carried(launch.render(plan, "megatron")["megatron.sh"]))
     imported = read("megatron", path, gpu="h100")
     assert imported.plan.model == model
     assert imported.plan.architecture() == load_model(model)
-    assert not imported.plan.overlap.grad_reduce
+    assert imported.plan.global_batch_size == 640
 
 
 def test_a_model_without_a_name_comes_back_as_a_document(tmp_path: Path) -> None:

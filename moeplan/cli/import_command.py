@@ -31,7 +31,7 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> int:
-    """Read FILE of FRAMEWORK (megatron, deepspeed, torchtitan) into a plan.
+    """Read FILE of FRAMEWORK (megatron, megatron-bridge, deepspeed, torchtitan, accelerate) into a plan.
 
     For megatron, FILE is a launch script, or a YAML or JSON mapping of flags to values. What could not be used is
     listed on stderr and, with --json, under "unused".

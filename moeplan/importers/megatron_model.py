@@ -190,10 +190,10 @@ def _tokenizer_vocabulary(flags: Flags, tokenizer: str | None) -> int:
             return size
     name = tokenizer or "GPT2BPETokenizer"
     if name in _VOCABULARIES:
-        flags.assumptions.append(f"vocabulary of {_VOCABULARIES[name]:,} tokens: {name}'s own; --vocab-size changes it")
+        flags.assumptions.append(f"vocabulary of {_VOCABULARIES[name]:,} tokens: {name}'s own; --vocabulary changes it")
         return _VOCABULARIES[name]
     raise PlanError(
-        flags.where, f"the size of the vocabulary of {name} is not in the file", "pass --vocab-size N with the import"
+        flags.where, f"the size of the vocabulary of {name} is not in the file", "pass --vocabulary N"
     )
 
 
