@@ -1,6 +1,7 @@
 """One reader for each family of Hugging Face configurations, registered by ``model_type``."""
 
 from moeplan.model.families import (  # noqa: F401  (importing registers)
+    classic,
     dense,
     grouped_moe,
     hybrid,

@@ -42,12 +42,12 @@ def family(*names: str) -> Callable[[Reader], Reader]:
 
 def hidden_size(f: Fields) -> int:
     """Width of the residual stream."""
-    return int(f.integer("hidden_size"))
+    return int(f.integer("hidden_size", "n_embd"))
 
 
 def depth(f: Fields) -> int:
     """Number of decoder layers."""
-    return int(f.integer("num_hidden_layers", most=MOST_LAYERS))
+    return int(f.integer("num_hidden_layers", "n_layer", most=MOST_LAYERS))
 
 
 def grouped_attention(
