@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from moeplan.answers.documents import (
 )
 from moeplan.errors import PlanError
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.price import DEFAULT_MARGIN_GIB, GIB, Explanation, explain
+from moeplan.estimator.price import DEFAULT_MARGIN_GIB, GIB, Explanation, explain_all
 from moeplan.estimator.shard import shard_of
 from moeplan.estimator.stages import trained_mtp_layers
 from moeplan.estimator.table import Table
@@ -79,14 +80,53 @@ def estimate_plan(
         IllegalPlanError: The framework would refuse the plan.
         PlanError: The model or the GPU cannot be read.
     """
-    if not (math.isfinite(margin_gib) and 0 <= margin_gib <= 1e6):
-        raise PlanError("margin_gib", f"is {margin_gib}", "give a number of GiB from 0 on")
     architecture, machine, row = plan.architecture(), plan.gpu().machine(plan.hardware.gpus_per_node), plan.row()
     violations = legality.check(architecture, machine, row)
     if violations:
         raise IllegalPlanError(violations)
+    return estimate_legal([plan], calibration, margin_gib, breakdown)[0]
+
+
+def estimate_legal(
+    plans: Sequence[Plan],
+    calibration: Calibration | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+    breakdown: bool = False,
+) -> list[Estimate]:
+    """Estimate plans of one model on one kind of machine together; they are known to be legal (a search made them)."""
+    if not (math.isfinite(margin_gib) and 0 <= margin_gib <= 1e6):
+        raise PlanError("margin_gib", f"is {margin_gib}", "give a number of GiB from 0 on")
+    if not plans:
+        return []
+    architecture, machine = plans[0].architecture(), plans[0].gpu().machine(plans[0].hardware.gpus_per_node)
     factors = calibration.factors if calibration is not None else None
-    explanation = explain(architecture, machine, row, factors, margin_gib)
+    explanations = explain_all(architecture, machine, [plan.row() for plan in plans], factors, margin_gib)
+    question = _Question(architecture, machine, calibration, margin_gib)
+    found = [_told(question, plan, explanation) for plan, explanation in zip(plans, explanations, strict=True)]
+    if not breakdown:
+        return found
+    return [
+        estimate.model_copy(
+            update={
+                "breakdown": break_down(architecture, machine, estimate.plan.row(), explanation, factors),
+                "savings": savings(changes(architecture, machine, estimate.plan.row(), factors, margin_gib)),
+            }
+        )
+        for estimate, explanation in zip(found, explanations, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Question:
+    architecture: Architecture
+    machine: Machine
+    calibration: Calibration | None
+    margin_gib: float
+
+
+def _told(question: _Question, plan: Plan, explanation: Explanation) -> Estimate:
+    architecture, machine, margin_gib = question.architecture, question.machine, question.margin_gib
+    calibration, row = question.calibration, plan.row()
     return Estimate(
         plan=plan,
         fits=bool(explanation.prices.fits[0]),
@@ -98,8 +138,6 @@ def estimate_plan(
         cost=cost(machine, plan.hardware.gpus, float(explanation.prices.tokens_per_s[0])),
         calibrated=calibration is not None,
         uncertainty=_uncertainty(explanation, machine, plan, calibration),
-        breakdown=break_down(architecture, machine, row, explanation, factors) if breakdown else None,
-        savings=savings(changes(architecture, machine, row, factors, margin_gib)) if breakdown else (),
         assumptions=_assumptions(architecture, machine, plan, margin_gib),
         warnings=(
             *legality.warnings(architecture, machine, row),

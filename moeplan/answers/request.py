@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moeplan.answers.documents import Candidate
-from moeplan.answers.estimate import estimate_plan
+from moeplan.answers.estimate import estimate_legal
 from moeplan.errors import PlanError
 from moeplan.estimator.price import DEFAULT_MARGIN_GIB
 from moeplan.plan import COLUMN_KEYS, Plan, validate_plan
@@ -35,10 +35,11 @@ class Question:
     calibration: Calibration | None
     margin_gib: float
 
-    def told(self, row: Mapping[str, Any]) -> Candidate:
-        """A candidate as its plan and estimate."""
-        plan = self.base.with_row(row)
-        return Candidate(plan=plan, estimate=estimate_plan(plan, self.calibration, self.margin_gib))
+    def told(self, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+        """Legal candidates as plans and estimates."""
+        plans = [self.base.with_row(row) for row in rows]
+        estimates = estimate_legal(plans, self.calibration, self.margin_gib)
+        return [Candidate(plan=plan, estimate=estimate) for plan, estimate in zip(plans, estimates, strict=True)]
 
 
 def build_request(

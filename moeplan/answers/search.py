@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moeplan.answers.documents import Candidate, Certificate, Counts, NearMiss, SearchDocument, Study
@@ -20,12 +20,14 @@ def search_plans(document: Mapping[str, Any], settings: Mapping[str, Any], **opt
     """Search; the arguments are those of :func:`~moeplan.answers.request.build_request` (raises PlanError)."""
     question = build_request(document, settings, **options)
     outcome = search(question.request)
-    top = tuple(question.told(winner.row) for winner in outcome.top)
+    front = _thinned(outcome.pareto)
+    told = question.told([winner.row for winner in (*outcome.top, *front)])
+    top = tuple(told[: len(outcome.top)])
     return SearchDocument(
         request=told_request(question),
         best=top[0] if top else None,
         top=top,
-        pareto=tuple(question.told(winner.row) for winner in _thinned(outcome.pareto)),
+        pareto=tuple(told[len(outcome.top) :]),
         near_misses=_near_misses(question, outcome),
         counts=Counts(**_fields(outcome.counts, Counts.model_fields)),
         certificate=Certificate(**_fields(outcome.certificate, Certificate.model_fields)),
@@ -41,9 +43,10 @@ def _near_misses(question: Question, outcome: SearchOutcome) -> tuple[NearMiss, 
     changes = [_single_change(question.request, winner) for winner in misses]
     if misses and outcome.best is None and not any(changes) and not outcome.stopped:
         changes = [_larger(question.request, misses[0])] * len(misses)
+    told = question.told([winner.row for winner in misses])
     return tuple(
-        NearMiss(**dict(question.told(winner.row)), overflow_gib=max(-winner.headroom_bytes / GIB, 0.0), change=change)
-        for winner, change in zip(misses, changes, strict=True)
+        NearMiss(**dict(candidate), overflow_gib=max(-winner.headroom_bytes / GIB, 0.0), change=change)
+        for candidate, winner, change in zip(told, misses, changes, strict=True)
     )
 
 
@@ -99,7 +102,7 @@ def _close(top: tuple[Candidate, ...]) -> int:
     return sum(1 for candidate in top if candidate.estimate.throughput.tokens_per_s >= floor)
 
 
-def _thinned(winners: tuple[Winner, ...]) -> Iterable[Winner]:
+def _thinned(winners: tuple[Winner, ...]) -> Sequence[Winner]:
     if len(winners) <= _MOST_PARETO:
         return winners
     last = len(winners) - 1

@@ -68,7 +68,7 @@ def largest_batches(document: Mapping[str, Any], settings: Mapping[str, Any], **
     question = build_request(document, settings, **{"objective": "batch", **options})
     found = []
     for largest in max_batch(question.request):
-        candidate = question.told(largest.winner.row) if largest.winner is not None else None
+        candidate = question.told([largest.winner.row])[0] if largest.winner is not None else None
         found.append(
             LargestBatch(
                 strategy=largest.strategy,
@@ -91,7 +91,7 @@ def compared(document: Mapping[str, Any], settings: Mapping[str, Any], **options
     question = build_request(document, settings, **options)
     found = []
     for strategy in compare(question.request):
-        candidate = question.told(strategy.winner.row) if strategy.winner is not None else None
+        candidate = question.told([strategy.winner.row])[0] if strategy.winner is not None else None
         found.append(
             StrategyAtBest(
                 strategy=strategy.strategy,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -121,9 +121,44 @@ def explain(
     margin_gib: float = DEFAULT_MARGIN_GIB,
 ) -> Explanation:
     """Price one candidate and keep every stage: the same code path on a table of one row."""
-    table = Table.of_rows([row])
-    stages = structure(architecture, table, all_stages=True)
-    return _fold(architecture, machine, table, factors or {}, margin_gib, stages)
+    return explain_all(architecture, machine, [row], factors, margin_gib)[0]
+
+
+def explain_all(
+    architecture: Architecture,
+    machine: Machine,
+    rows: Sequence[Mapping[str, Any]],
+    factors: Mapping[str, float] | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+) -> list[Explanation]:
+    """Price some candidates together and keep every stage of each."""
+    if not rows:
+        return []
+    table = Table.of_rows(rows)
+    whole = _fold(
+        architecture, machine, table, factors or {}, margin_gib, structure(architecture, table, all_stages=True)
+    )
+    return [_of_row(whole, index) for index in range(table.rows)]
+
+
+def _of_row(whole: Explanation, row: int) -> Explanation:
+    """The explanation of one row: its pipeline without padding, arrays of one row."""
+    pipeline = int(whole.structure.index[row])
+    moments = int(whole.structure.moments[pipeline])
+    structure_changes: dict[str, Any] = {
+        field.name: getattr(whole.structure, field.name)[pipeline : pipeline + 1, :moments]
+        for field in fields(Structure)
+        if field.name not in ("parts", "index", "moments")
+    }
+    structure_changes["index"] = np.zeros(1, np.int64)
+    structure_changes["moments"] = whole.structure.moments[pipeline : pipeline + 1]
+    terms = {field.name: getattr(whole.memory, field.name)[row : row + 1, :moments] for field in fields(StageMemory)}
+    return Explanation(
+        prices=whole.prices.take(slice(row, row + 1)),
+        structure=replace(whole.structure, **structure_changes),
+        memory=StageMemory(**terms),
+        time=StepTime(*(getattr(whole.time, field.name)[row : row + 1] for field in fields(StepTime))),
+    )
 
 
 def _fold(
