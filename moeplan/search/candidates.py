@@ -135,7 +135,7 @@ def candidates(
     known = facts(architecture, machine)
     chosen = {name: space.choices.get(name, (base.get(name, default),)) for name, default in DEFAULTS.items()}
     degrees = {name: space.choices[name] for name in DEGREES if name in space.choices}
-    found = layouts(known, chosen["gpus"], degrees)
+    found = layouts(known, chosen["gpus"], degrees, max(chosen["sequence_length"]))
     knobs = _knobs(known, {name: values for name, values in chosen.items() if name not in BODY})
     fixed = {name: column for name, column in knobs.columns.items() if len(column.levels) == 1}
     cuts = _pipelines(architecture, space, chosen, found)

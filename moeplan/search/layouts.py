@@ -21,7 +21,14 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def layouts(facts: Facts, gpus_choices: Sequence[int], choices: Mapping[str, tuple[Any, ...]]) -> Table:
+# Context parallelism exists for sequences whose activations do not fit; Llama 3 was trained at 8,192 tokens per rank
+# (arXiv:2407.21783, table 4). Below a quarter of that the all-gathers of keys and values only cost.
+_TOKENS_PER_CONTEXT_RANK = 2048
+
+
+def layouts(
+    facts: Facts, gpus_choices: Sequence[int], choices: Mapping[str, tuple[Any, ...]], longest_sequence: int = 4096
+) -> Table:
     """Enumerate the layouts that the choices leave and no rule about degrees refuses.
 
     The two grids of folded expert parallelism are built from the divisors of ``gpus / pp`` apart and then crossed, so
@@ -31,13 +38,16 @@ def layouts(facts: Facts, gpus_choices: Sequence[int], choices: Mapping[str, tup
         facts: Model and machine.
         gpus_choices: Numbers of GPUs.
         choices: Choices by column for tp, pp, cp, ep and etp; an absent tp or etp takes the divisors inside the NVLink
-            domain (tensor parallelism across it is legal, but every layer would wait for the network), any other absent
-            degree every divisor.
+            domain (tensor parallelism across it is legal, but every layer would wait for the network), an absent cp
+            those that leave 2,048 tokens to each rank, any other absent degree every divisor.
+        longest_sequence: Tokens of the longest sequence that is asked about.
 
     Returns:
         A table with the columns of :data:`DEGREES`, sorted by them.
     """
     blocks = []
+    if "cp" not in choices:
+        choices = {**choices, "cp": tuple(range(1, max(longest_sequence // _TOKENS_PER_CONTEXT_RANK, 1) + 1))}
     for gpus in sorted(set(gpus_choices)):
         for pp in _allowed("pp", gpus, choices, facts):
             ranks = gpus // pp
