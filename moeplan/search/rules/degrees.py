@@ -127,9 +127,9 @@ def cp_a2a_heads(facts: Facts, view: View) -> Finding:
 
 @rule("tp sp overlap_tp", "overlap_tp", "Megatron-LM arguments.py: tp_comm_overlap requires sequence parallelism")
 def tp_overlap_needs_sp(facts: Facts, view: View) -> Finding:
-    """Overlapped tensor-parallel collectives are those of sequence parallelism."""
+    """Overlapped tensor-parallel collectives are those of sequence parallelism. (Without tp the flag is moot.)"""
     return Finding(
-        view.equals("overlap_tp", True) & ~view.sequence_parallel,
+        view.equals("overlap_tp", True) & (view["tp"] > 1) & ~view.sequence_parallel,
         lambda row: "overlap.tp hides sequence parallelism's collectives, which this plan does not have",
-        lambda row: "set overlap.tp: false, or use tp of 2 or more",
+        lambda row: "set overlap.tp: false, or parallel.sp: true",
     )
