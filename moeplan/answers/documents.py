@@ -16,7 +16,7 @@ from moeplan.plan import Plan
 class Document(BaseModel):
     """A part of an answer: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class StageMemory(Document):
