@@ -19,7 +19,7 @@ from moeplan.estimator.shard import shard_of
 from moeplan.estimator.stages import structure
 from moeplan.estimator.table import Table
 from moeplan.model import load_model
-from moeplan.model.architecture import Architecture
+from moeplan.model.architecture import Architecture, Layer
 
 MACHINE = Machine("test", "hopper", 90, 80.0, {"bf16": 1000.0}, 3000.0, 132, 8, 450.0, 64.0, 50.0, 8, 2.0)
 MIXTRAL = load_model("mixtral-8x7b")
@@ -152,3 +152,28 @@ def test_a_larger_micro_batch_sequence_or_hot_rank_never_needs_less(tp: int, pp:
     changes: list[dict[str, Any]] = [{}, {"micro_batch_size": 2}, {"sequence_length": 8192}, {"load_imbalance": 1.5}]
     peaks = memory_of(MIXTRAL, *({**base, **change} for change in changes)).peak_allocated.max(axis=1)
     assert (peaks[1:] >= peaks[0]).all()
+
+
+def test_sixteen_bit_gradients_are_copied_to_fp32_when_nothing_else_is_alive() -> None:
+    # Megatron-Core distrib_optimizer.py: 4 bytes per parameter of the shard, while the optimizer runs.
+    base = {"gpus": 8, "ep": 8, "recompute": "full", "gradient_dtype": "bf16", "sequence_length": 128}
+    copied = memory_of(MIXTRAL, row(**base))
+    aware = memory_of(MIXTRAL, row(**base, state_dtype="bf16"))
+    peak = copied.optimizer / 12 * 4 - copied.activations
+    assert copied.transient[0, 0] == pytest.approx(peak[0, 0])
+    assert aware.transient[0, 0] < copied.transient[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "sequence", "parameters_gb", "backward_gb"),
+    [("llama-3-8b", 4096, 2.974, 18.058), ("qwen3-30b-a3b", 4096, 3.737, 21.588)],
+)
+def test_eager_backward_peak_of_two_layers(
+    config: str, sequence: int, parameters_gb: float, backward_gb: float
+) -> None:
+    # MemTracker on transformers 5.23, two layers, bf16 parameters and both moments, gradients not yet allocated.
+    model = load_model(config)
+    shard = shard_of(Table.of_rows([row(framework="fsdp2", sequence_length=sequence)]))
+    last = layer_memory(Layer((model.final_norm, model.head)), shard, model.hidden)
+    saved = 2 * layer_memory(model.kinds[0], shard, model.hidden).kept[0] + last.kept[0]
+    assert saved + last.transient[0] == pytest.approx((backward_gb - 3 * parameters_gb) * 1e9, rel=2e-3)

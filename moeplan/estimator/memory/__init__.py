@@ -120,9 +120,10 @@ def stage_memory(
         transient = transient + _sharding_buffers(extended, structure)
     grids, grid_index = table.distinct(OUTSIDE_COLUMNS)
     overhead = np.broadcast_to(outside(architecture, machine, grids)[grid_index][:, None], buffers.shape)
-    if any(level == "fsdp2" for level in table.columns["framework"].levels):
+    stepping = optimizer_temporaries(table, parameters, optimizer)
+    if stepping is not None:
         # Activations are gone when the optimizer runs.
-        transient = np.maximum(transient, optimizer_temporaries(table, parameters) - activations)
+        transient = np.maximum(transient, stepping - activations)
     allocated = parameters + gradients + optimizer + activations + transient + buffers
     return StageMemory(
         parameters=parameters,

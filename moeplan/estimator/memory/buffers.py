@@ -175,18 +175,25 @@ def _dispatch_buffers(architecture: Architecture, machine: Machine, table: Table
     return (ranks > 1) * (deep * deep_bytes + hybrid * hybrid_bytes)
 
 
-def optimizer_temporaries(table: Table, parameters: Array) -> Array:
-    """What the optimizer step allocates for a moment, in bytes; shape (rows, moments).
+def optimizer_temporaries(table: Table, parameters: Array, optimizer: Array) -> Array | None:
+    """What the optimizer step allocates while it runs, in bytes, or None where no candidate's does.
 
-    PyTorch's default ``foreach`` Adam makes one more tensor per parameter shard (FSDP2); the fused ones of
-    Megatron-Core and DeepSpeed none.
+    PyTorch's default ``foreach`` Adam makes one more tensor per parameter shard (FSDP2). Megatron-Core's fused Adam
+    wants fp32 gradients: a 16-bit gradient buffer is copied to fp32 for the rank's shard, 4 bytes beside the 12 of the
+    states (``distrib_optimizer.py``, ``_copy_model_grads_to_main_grads``), unless the optimizer is precision-aware.
 
     Args:
         table: Candidates.
-        parameters: Bytes of the rank's own parameters; shape (rows, moments).
+        parameters: Bytes of the rank's parameters; shape (rows, moments).
+        optimizer: Bytes of its optimizer states; same shape.
     """
     fsdp = of_levels(table, "framework", lambda name: float(name == "fsdp2"))
-    return fsdp[:, None] * parameters
+    megatron = of_levels(table, "framework", lambda name: float(name == "megatron"))
+    narrow = of_levels(table, "gradient_dtype", lambda name: float(name != "fp32"))
+    copied = megatron * narrow * of_levels(table, "state_dtype", lambda name: float(name == "fp32")) / 3.0
+    if not fsdp.any():
+        return copied[:, None] * optimizer if copied.any() else None
+    return fsdp[:, None] * parameters + copied[:, None] * optimizer
 
 
 def reserved(allocated: Array, factors_fragmentation: float) -> Array:
