@@ -263,6 +263,8 @@ DENSE: dict[str, Dense] = {
     "gemma": GEMMA,
     "gemma2": replace(GEMMA, layout="sandwich", windows=every(2)),
     "gemma3_text": replace(GEMMA, layout="sandwich", qk_norm="head", windows=every(6)),
+    "vaultgemma": replace(GEMMA, windows=every(2)),
+    "nanochat": replace(OLMO, gated=False, layer_norm="none", ignore=("final_logit_softcapping",)),
     "persimmon": Dense(
         bias="all",
         mlp_bias_key="always",

@@ -211,6 +211,9 @@ def ernie4_5_moe(f: Fields) -> Architecture:
         tied=True,
         head_bias=bias,
         correction_bias=True,
+        prediction=True,
+        # Its prediction depth is a dense layer (vLLM, ernie_mtp).
+        predicted=plain_layer(norm, attention, dense),
     )
 
 
