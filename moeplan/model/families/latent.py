@@ -154,7 +154,7 @@ def longcat_flash(f: Fields) -> Architecture:
     dense = dense_mlp(f, "ffn_hidden_size", "intermediate_size")
     norm = Norm(attention.hidden)
     layer = Layer((norm, attention, norm, moe, dense, norm, attention, norm, dense))
-    # Its prediction depth is a dense layer with one attention (vLLM and SGLang, longcat_flash_mtp / longcat_flash_nextn).
+    # Its prediction depth is a dense layer with one attention (SGLang, longcat_flash_nextn.py).
     predicted = plain_layer(norm, attention, dense)
     return decoder(f, [layer] * layers, prediction=True, predicted=predicted, correction_bias=True)
 
