@@ -31,7 +31,7 @@ def console() -> Console:
     from rich.console import Console
 
     terminal = Console(highlight=False, soft_wrap=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=160, color_system=None)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=180, color_system=None)
 
 
 def warn(message: str) -> None:

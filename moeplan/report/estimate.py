@@ -152,12 +152,13 @@ def model_name(plan: Plan) -> str:
     return plan.model if isinstance(plan.model, str) else plan.architecture().name
 
 
-def degrees(plan: Plan) -> str:
-    """The parallel degrees above 1: ``tp 2, pp 4, dp 8, ep 8``."""
+def degrees(plan: Plan, experts_derived: bool = True) -> str:
+    """The parallel degrees above 1: ``tp 2, pp 4, dp 8, ep 8, edp 2`` (the last, which follows, on request only)."""
     parallel = plan.parallel
     told = {"tp": parallel.tp, "pp": parallel.pp, "vpp": parallel.vpp, "cp": parallel.cp, "dp": plan.dp}
     if plan.architecture().moe is not None:
-        told |= {"ep": parallel.ep, "etp": parallel.etp, "edp": plan.edp}
+        told |= {"ep": parallel.ep, "etp": parallel.etp}
+        told |= {"edp": plan.edp} if experts_derived else {}
     return ", ".join(f"{name} {degree}" for name, degree in told.items() if degree > 1) or "one GPU"
 
 

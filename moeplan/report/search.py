@@ -11,6 +11,9 @@ from moeplan.answers.documents import Candidate, Estimate, NearMiss, SearchDocum
 from moeplan.report.estimate import degrees, model_name, recompute, settings_line, show_memory, show_time
 from moeplan.report.tables import gib, heading, money, seconds, table
 
+# Columns of text from which figures that follow from others are shown too.
+_WIDE = 150
+
 
 def show_search(answer: SearchDocument, console: Console, yours: Estimate | None = None) -> None:
     """The whole answer; ``yours`` is the plan that the user has, to compare with."""
@@ -21,10 +24,10 @@ def show_search(answer: SearchDocument, console: Console, yours: Estimate | None
         if yours is not None:
             show_yours(yours, answer.best.estimate, console)
         heading(console, f"Best {len(answer.top)} plans, each of another layout")
-        console.print(candidates_table(answer.top))
+        console.print(candidates_table(answer.top, console.width))
         if len(answer.pareto) > 1:
             heading(console, "Memory against speed (no plan beats these in both)")
-            console.print(candidates_table(answer.pareto))
+            console.print(candidates_table(answer.pareto, console.width))
         if answer.near_misses:
             heading(console, "Faster, but just too large")
             console.print(misses_table(answer.near_misses))
@@ -73,14 +76,14 @@ def show_nothing_fits(answer: SearchDocument, console: Console) -> None:
     console.print(misses_table(answer.near_misses))
 
 
-def candidates_table(candidates: Sequence[Candidate]) -> Table:
-    """Plans side by side."""
-    columns = ("layout", "mb", "recompute", "other", "GiB", "free", "step", "tokens/s", "/GPU", "MFU", "$/B tokens")
-    listing = table(columns, left=4)
+def candidates_table(candidates: Sequence[Candidate], width: int = _WIDE) -> Table:
+    """Plans side by side; a narrow terminal gets fewer columns."""
+    derived = ("/GPU", "MFU", "$/B tokens") if width >= _WIDE else ()
+    listing = table(("layout", "mb", "recompute", "other", "GiB", "free", "step", "tokens/s", *derived), left=4)
     for candidate in candidates:
         plan, estimate = candidate.plan, candidate.estimate
-        listing.add_row(
-            degrees(plan),
+        cells = [
+            degrees(plan, experts_derived=False),
             str(plan.batch.micro_batch_size),
             recompute(plan),
             _other(candidate),
@@ -88,10 +91,14 @@ def candidates_table(candidates: Sequence[Candidate]) -> Table:
             f"{estimate.memory.headroom_gib:.1f}",
             seconds(estimate.time.step_s),
             f"{estimate.throughput.tokens_per_s:,.0f}",
-            f"{estimate.throughput.tokens_per_s_per_gpu:,.0f}",
-            f"{100 * estimate.throughput.mfu:.1f} %",
-            money(estimate.cost.usd_per_billion_tokens),
-        )
+        ]
+        if derived:
+            cells += [
+                f"{estimate.throughput.tokens_per_s_per_gpu:,.0f}",
+                f"{100 * estimate.throughput.mfu:.1f} %",
+                money(estimate.cost.usd_per_billion_tokens),
+            ]
+        listing.add_row(*cells)
     return listing
 
 
@@ -100,7 +107,7 @@ def misses_table(misses: Sequence[NearMiss]) -> Table:
     listing = table(("layout", "mb", "recompute", "smallest change that would fit", "GiB over", "tokens/s"), left=4)
     for miss in misses:
         listing.add_row(
-            degrees(miss.plan),
+            degrees(miss.plan, experts_derived=False),
             str(miss.plan.batch.micro_batch_size),
             recompute(miss.plan),
             miss.change or "-",
