@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import time_cases
 from numpy.typing import NDArray
 
 from moeplan.errors import PlanError
@@ -238,13 +239,14 @@ class Fit:
 
 def fits() -> list[Fit]:
     """Published runs, all of which ran."""
+    told = [(case["id"], case["plan"], missing_setting(case["plan"])) for case in cases("throughput_published")]
+    others = [*time_cases.dense_a100(), *time_cases.natural_routing(), *time_cases.folding()]
+    told += [(f"{case.dataset}/{case.name}", case.plan, "") for case in others]
     found = []
-    for case in cases("throughput_published"):
-        answer = priced(load_plan(case["plan"]))
+    for name, plan, missing in told:
+        answer = priced(load_plan(plan))
         needed = float((answer.memory.peak_reserved + answer.memory.overhead).max()) / GIB
-        found.append(
-            Fit(case["id"], needed, answer.machine.usable_gib - DEFAULT_MARGIN_GIB, missing_setting(case["plan"]))
-        )
+        found.append(Fit(name, needed, answer.machine.usable_gib - DEFAULT_MARGIN_GIB, missing))
     return found
 
 

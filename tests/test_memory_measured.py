@@ -62,9 +62,9 @@ def test_integration_runs_peak_within_six_percent(runs: list[Integration]) -> No
 
 
 def test_published_runs_fit_unless_their_missing_setting_is_named(published: list[Fit]) -> None:
-    assert len(published) == 84
+    assert len(published) == 84 + 75
     assert all(run.fits or run.missing for run in published)
-    assert sum(run.fits for run in published) >= 69
+    assert sum(not run.fits for run in published) <= 15
 
 
 def test_published_savings_lie_within_the_pipeline_s_stages() -> None:
