@@ -94,7 +94,8 @@ def main() -> None:
     absent = sorted(set(FAMILIES) - set(known))
     lines += [
         "",
-        f"No causal-language-model class of its own (checked inside its multimodal model): {', '.join(absent)}.",
+        f"Without a causal-language-model class of their own (text models of multimodal classes, other names): "
+        f"{', '.join(absent)}.",
         "",
         "## One key at a time",
         "",

@@ -9,6 +9,7 @@ import pytest
 from moeplan.errors import PlanError
 from moeplan.model import load_model, load_model_config
 from moeplan.model.families import FAMILIES
+from moeplan.model.reader import WRAPPERS
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("torch", reason="torch is not installed")
@@ -49,3 +50,9 @@ def test_a_changed_key_is_counted_as_the_class_does_or_refused(family: str) -> N
 @pytest.mark.parametrize("name", ["dbrx", "llama-4-maverick-text", "minimax-text-01", "jamba-v0.1", "deepseek-v3.2"])
 def test_released_models_match_the_class(name: str) -> None:
     assert load_model(name).total_parameters == classes.class_counts(load_model_config(name))["total"]
+
+
+@pytest.mark.parametrize("wrapper", sorted(set(WRAPPERS) - {"kimi_vl"}))
+def test_wrappers_count_the_text_model_of_the_multimodal_class(wrapper: str) -> None:
+    mapping, expected = classes.text_model_counts(wrapper)
+    assert load_model(mapping).total_parameters == expected

@@ -101,6 +101,27 @@ def class_counts(mapping: dict[str, Any]) -> dict[str, int]:
     return counts
 
 
+def text_model_counts(wrapper: str) -> tuple[dict[str, Any], int]:
+    """A multimodal class at :data:`LAYERS` text layers: its configuration, and the parameters of its text model."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    config = CONFIG_MAPPING[wrapper]()
+    text = config.text_config
+    text.num_hidden_layers = LAYERS
+    for key in ("layer_types", "mlp_layer_types", "indexer_types", "no_rope_layers"):
+        if getattr(text, key, None) is not None:
+            setattr(text, key, getattr(text, key)[:LAYERS])
+    if wrapper == "llama4":
+        text.moe_layers = list(range(LAYERS))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    other = ("vision", "visual", "multi_modal", "merge")
+    parameters = (p.numel() for name, p in model.named_parameters() if not any(word in name for word in other))
+    mapping = json.loads(json.dumps(config.to_dict(), default=str))
+    return mapping, sum(parameters)
+
+
 def classify(name: str, owners: list[str]) -> str:
     """The component of a parameter by its name and by the classes of the modules that hold it."""
 
@@ -114,7 +135,7 @@ def classify(name: str, owners: list[str]) -> str:
         return "norms"
     if named("lm_head"):
         return "lm_head"
-    if named("embed", ".wte."):
+    if named("embed", ".wte.", ".wpe."):
         return "embedding"
     if owned("HyperConnection", "ResidualScal", "HyperHead") or named("_hc.", "hc_head", "input_hidden_states_"):
         return "other"
