@@ -55,8 +55,8 @@ class Case:
 
     @property
     def factors(self) -> dict[str, float]:
-        """What the run's software lacks: fused MoE kernels came with NeMo 26.06 (see ``Pricer.eager_experts``)."""
-        return {"fused_moe": 0.0} if self.release and self.release < "26.06" else {}
+        """What the run's software has: fused MoE kernels came with NeMo 26.06 (see ``Pricer.eager_experts``)."""
+        return {"fused_moe": float(self.release >= "26.06")} if self.release else {}
 
     def tokens_per_s_per_gpu(self, step_s: float) -> float:
         """Throughput at a step time."""
@@ -248,19 +248,26 @@ class Batch:
     case: Case
     table: Table
     stages: Structure
+    factors: dict[str, float]
 
 
-def batches(cases: list[Case]) -> list[Batch]:
-    """Group runs; repeated plans are priced once."""
+def batches(cases: list[Case], told: bool = True) -> list[Batch]:
+    """Group runs by what one call of the estimator prices.
+
+    Args:
+        cases: The runs.
+        told: Tell the estimator what each run's software has; a plan alone does not.
+    """
     groups: dict[Any, list[int]] = {}
     for position, case in enumerate(cases):
-        key = (id(case.architecture), case.machine.name, case.machine.gpus_per_node, tuple(case.factors.items()))
+        key = (id(case.architecture), case.machine.name, case.machine.gpus_per_node, tuple(case.factors.items()) * told)
         groups.setdefault(key, []).append(position)
     found = []
     for positions in groups.values():
         first = cases[positions[0]]
         table = Table.of_rows([cases[position].row for position in positions])
-        found.append(Batch(positions, first, table, structure(first.architecture, table)))
+        factors = first.factors if told else {}
+        found.append(Batch(positions, first, table, structure(first.architecture, table), factors))
     return found
 
 
@@ -269,7 +276,7 @@ def predict(grouped: list[Batch]) -> list[float]:
     seconds = [0.0] * sum(len(batch.positions) for batch in grouped)
     for batch in grouped:
         case = batch.case
-        times = step_time(case.architecture, case.machine, batch.table, batch.stages, case.factors)
+        times = step_time(case.architecture, case.machine, batch.table, batch.stages, batch.factors)
         for position, value in zip(batch.positions, times.step_s, strict=True):
             seconds[position] = float(value)
     return seconds

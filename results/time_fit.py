@@ -53,7 +53,7 @@ def _numbers() -> list[Number]:
         Number(("power", "exponent"), 0.3),
         Number(("power", "superchip"), 0.1),
         Number(("eager_experts", "expert_us"), 0.7),
-        Number(("host", "kernel_us"), 0.3),
+        Number(("host", "kernel_us"), 0.2),
         Number(("host", "arm"), 0.2),
         Number(("eager_experts", "passes"), 0.5),
         Number(("eager_experts", "wait_us"), 0.7),
@@ -134,11 +134,12 @@ WIDTHS = np.array([number.width for number in NUMBERS])
 def fit(
     prior: Mapping[str, Any],
     cases: list[time_cases.Case],
+    start: NDArray[np.float64],
     steps: int = 8,
     say: Callable[[str], None] = lambda text: None,
 ) -> NDArray[np.float64]:
-    """The logarithms of the factors on the prior that fit the cases best."""
-    return least_squares.minimize(residuals_of(prior, cases), np.zeros(len(NUMBERS)), WIDTHS, steps, say)
+    """The logarithms of the factors on the prior that fit the cases best, found from ``start``."""
+    return least_squares.minimize(residuals_of(prior, cases), start, WIDTHS, steps, say)
 
 
 def held_out(

@@ -7,8 +7,8 @@ A GEMM of ``m x n x k`` takes the larger of its memory time and
 ``share`` is what a large GEMM sustains of the dense peak (clocks under full power, pipeline bubbles). ``depth`` is the
 prologue and epilogue of a tile in units of the contracted dimension: its time is fixed, so in a precision that is
 twice as fast it weighs twice. ``wave`` is the mean idle share of the last wave of 128 x 128 tiles (half a wave if
-tiles were scheduled in lock step). All three are fitted per generation (see ``coefficients.json``); peak, multiprocessors and
-bandwidth are the GPU's own, which is how the numbers transfer to GPUs that nobody measured.
+tiles were scheduled in lock step). All three are fitted per generation (see ``coefficients.json``); peak,
+multiprocessors and bandwidth are the GPU's own, which is how the numbers transfer to GPUs that nobody measured.
 """
 
 from __future__ import annotations

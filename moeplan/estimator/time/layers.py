@@ -113,8 +113,9 @@ class Pricer:
         """1 where experts run eagerly, 0 where one fused path replays them under CUDA graphs.
 
         The fused path (grouped MLP with quantization and activation inside, buffers of fixed size, full-iteration
-        graphs) exists for MXFP8 on Blackwell with HybridEP since NeMo 26.06; the factor ``fused_moe`` 0 stands for
-        software before it (Megatron-LM ``moe_paged_stash``, ``use_transformer_engine_op_fuser``).
+        graphs) exists for MXFP8 on Blackwell with HybridEP since NeMo 26.06 (Megatron-LM ``moe_paged_stash``,
+        ``use_transformer_engine_op_fuser``). A plan does not tell its software: the factor ``fused_moe`` does, 1 for
+        software that has it and 0 for software before; untold, the middle is taken, and the uncertainty covers both.
         """
         fused = (
             (self.machine.generation == "blackwell")
@@ -122,7 +123,8 @@ class Pricer:
             * self.shard.value("dispatcher.hybridep")
             * self.shard.value("cuda_graphs")
         )
-        return np.asarray(1.0 - fused * float(self.kernels.factors.get("fused_moe", 1.0)))
+        untold = float(coefficients()["eager_experts"]["fused_by_default"])
+        return np.asarray(1.0 - fused * float(self.kernels.factors.get("fused_moe", untold)))
 
     def host_pace(self) -> float:
         """Host time over that of an x86 host: the Arm host of superchips (racks of 72) launches more slowly."""
@@ -287,8 +289,14 @@ def _replayed(item: Work, shard: Shard) -> Array:
 
 
 def _launches(item: Work) -> Array | float:
-    """Kernels that the host launches in forward."""
-    return np.where(item.forward > 0, item.kernels, 0.0) if isinstance(item, Traffic) else 2.0
+    """Host time of an item in forward, in launches of a Transformer Engine module.
+
+    Routing, permutation and loss are chains of small ATen kernels, which cost the host about a quarter each.
+    """
+    if not isinstance(item, Traffic):
+        return 2.0
+    small = 1.0 if item.pattern == "stream" else 0.25
+    return np.where(item.forward > 0, small * item.kernels, 0.0)
 
 
 def _level(table: Table, name: str, value: object) -> Array:
