@@ -18,7 +18,7 @@ from moeplan.estimator.memory.layers import layer_memory
 from moeplan.estimator.shard import shard_of
 from moeplan.estimator.stages import structure
 from moeplan.estimator.table import Table
-from moeplan.model import load_model
+from moeplan.model import load_model, model_names
 from moeplan.model.architecture import Architecture, Layer
 
 MACHINE = Machine("test", "hopper", 90, 80.0, {"bf16": 1000.0}, 3000.0, 132, 8, 450.0, 64.0, 50.0, 8, 2.0)
@@ -177,3 +177,37 @@ def test_eager_backward_peak_of_two_layers(
     last = layer_memory(Layer((model.final_norm, model.head)), shard, model.hidden)
     saved = 2 * layer_memory(model.kinds[0], shard, model.hidden).kept[0] + last.kept[0]
     assert saved + last.transient[0] == pytest.approx((backward_gb - 3 * parameters_gb) * 1e9, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_catalog_model_is_priced_with_all_its_parameters(name: str) -> None:
+    model = load_model(name)
+    memory = memory_of(model, row(gpus=1, global_batch_size=1, sequence_length=128))
+    held = memory.parameters[0, 0] / 2
+    expected = model.total_parameters + model.mtp_parameters
+    # Megatron-LM pads the vocabulary of embedding and head to a multiple of 128; layers beside it are the model's own.
+    padding = 2 * 128 * model.hidden
+    assert expected <= held <= expected + padding
+    terms = (memory.activations, memory.transient, memory.buffers, memory.optimizer, memory.peak_allocated)
+    assert all(np.isfinite(term).all() and (term > 0).all() for term in terms)
+
+
+def test_a_candidate_costs_the_same_alone_and_among_others() -> None:
+    rows = [
+        row(ep=8, pp=pp, vpp=vpp, **changes)
+        for pp, vpp in ((1, 1), (4, 1), (4, 2))
+        for changes in (
+            {},
+            {"recompute": "full"},
+            {"recompute": "full", "recompute_layers": 2},
+            {"recompute": "full", "recompute_method": "uniform", "recompute_layers": 2},
+            {"recompute": "selective", "recompute_modules": ("moe",)},
+            {"sharding": 3, "gradient_dtype": "bf16"},
+            {"framework": "fsdp2", "sharding": 3} if pp == 1 else {"precision": "fp8"},
+        )
+    ]
+    together = memory_of(MIXTRAL, *rows)
+    for index, one in enumerate(rows):
+        alone = memory_of(MIXTRAL, one)
+        assert together.peak_allocated[index].max() == alone.peak_allocated[0].max(), one
+        assert together.activations[index].max() == alone.activations[0].max(), one

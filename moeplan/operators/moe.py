@@ -122,7 +122,8 @@ class MoE:
     def fullest(self, shard: Shard) -> Array:
         """Tokens on the fullest expert-parallel rank over the mean.
 
-        A capacity factor drops what is above it; and no rank can receive more than every token once per expert it holds.
+        A capacity factor drops what is above it; and no rank can receive more than every token once per expert that it
+        holds.
         """
         capacity = shard.value("capacity_factor", np.nan)
         chosen = self.chosen(shard)
@@ -273,7 +274,10 @@ class MoE:
         sent = shard.sequence_tokens * self.chosen(shard)
         inner = rows * self.expert_ffn / shard.etp
         halves = 2.0 if self.gated else 1.0
-        dispatched, returned = size * rows * width, size * sent * width
+        # All-to-all returns the rows that this rank sent; all-gather reduces over every rank's tokens.
+        everyone = shard.value("dispatcher.allgather")
+        exchanged = np.where(everyone > 0, shard.sequence_tokens * shard.ep * shard.etp, sent)
+        dispatched, returned = size * rows * width, size * exchanged * width
         probabilities = self._probability_bytes * rows
         indices = 28.0 * rows + 4.0 * self.local_experts(shard)
         everything = ("moe",)
