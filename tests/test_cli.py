@@ -251,6 +251,20 @@ def test_compare_tells_every_strategy_and_the_mix_is_no_slower(
     assert degrees["pipeline"]["pp"] > 1
 
 
+def test_a_counted_model_is_searched_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    counted = {"experts": 64, "expert_parameters": 1e9, "shared_parameters": 10e9, "active_ratio": 0.25}
+    (tmp_path / "counted.json").write_text(json.dumps(counted))
+    found = answer(
+        capsys, "search", str(tmp_path / "counted.json"), "--gpu", "h100", "--gpus", "64", "--space", "quick"
+    )
+    best = found["best"]
+    assert best["estimate"]["parameters"]["total"] == 74_000_000_000
+    assert best["estimate"]["parameters"]["active"] == 26_000_000_000
+    parallel = best["plan"]["parallel"]
+    held = 10e9 / parallel["tp"] + 64e9 / (parallel["ep"] * parallel["etp"])
+    assert best["estimate"]["parameters"]["per_gpu"] == held
+
+
 # --- calculate --------------------------------------------------------------------------------------------------------
 
 

@@ -266,15 +266,15 @@ def _uncertainty(
 
 def _assumptions(architecture: Architecture, machine: Machine, plan: Plan, margin_gib: float) -> tuple[str, ...]:
     """The rules in force, and the keys that the plan left to their defaults."""
-    moe = architecture.moe
     told = [
         f"memory accounting of {plan.framework}; {machine.usable_gib:g} GiB per GPU as the driver reports it, "
         f"less a margin of {margin_gib:g} GiB"
     ]
-    if moe is not None:
-        top_k = plan.moe.top_k or moe.top_k
+    if architecture.routing is not None:
+        experts, own = architecture.routing
+        top_k = plan.moe.top_k or own
         told.append(
-            f"{top_k} of {moe.experts} experts per token (active ratio {top_k / moe.experts:.4g}); the fullest "
+            f"{top_k:g} of {experts} experts per token (active ratio {top_k / experts:.4g}); the fullest "
             f"expert-parallel rank gets {plan.moe.load_imbalance:g} times the mean load"
         )
     if math.isfinite(machine.usd_per_hour):

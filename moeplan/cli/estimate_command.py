@@ -8,7 +8,7 @@ import click
 
 from moeplan.cli import status
 from moeplan.cli.output import calibration_option, console, json_option, margin, margin_option, print_json
-from moeplan.cli.settings import chosen, document_of, plan_options, put
+from moeplan.cli.settings import plan_of, plan_options
 
 
 @click.command("estimate")
@@ -36,10 +36,8 @@ def command(
     moeplan estimate mixtral-8x7b --gpu h100 --gpus 64 --tp 2 --ep 8 --set recompute.granularity=full
     """
     from moeplan.api import estimate
-    from moeplan.plan import validate_plan
 
-    document, where = document_of(plan_or_model)
-    plan = validate_plan(put(document, chosen(values)), where)
+    plan = plan_of(plan_or_model, values)
     answer = estimate(plan, calibration=calibration, breakdown=breakdown, margin_gib=margin(margin_gib))
     if as_json:
         print_json(answer)

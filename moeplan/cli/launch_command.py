@@ -10,7 +10,7 @@ import click
 
 from moeplan.cli import status
 from moeplan.cli.output import calibration_option, json_option, margin, margin_option, print_json, warn
-from moeplan.cli.settings import chosen, document_of, plan_options, put
+from moeplan.cli.settings import plan_of, plan_options
 from moeplan.errors import PlanError
 
 
@@ -46,10 +46,8 @@ def command(
     from moeplan.api import estimate
     from moeplan.launch import adapt as nearest_plan
     from moeplan.launch import write
-    from moeplan.plan import validate_plan
 
-    document, where = document_of(plan_or_model)
-    plan = validate_plan(put(document, chosen(values)), where)
+    plan = plan_of(plan_or_model, values)
     names = target_names(targets)
     predicted = estimate(plan, calibration=calibration, margin_gib=margin(margin_gib))
     if not predicted.fits:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from moeplan.documents import parse_mapping
 from moeplan.errors import PlanError
-from moeplan.plan import COLUMN_KEYS, TOP_KEYS, Plan, plan_inside, read_plan_document
+from moeplan.plan import COLUMN_KEYS, TOP_KEYS, Plan, plan_inside, read_plan_document, validate_plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -162,6 +162,17 @@ def document_of(reference: str) -> tuple[dict[str, Any], str]:
         if "hardware" in document:
             return document, reference
     return {"model": reference}, "command line"
+
+
+def plan_of(reference: str, values: Mapping[str, Any]) -> Plan:
+    """The plan that PLAN_OR_MODEL and the flags make (raises PlanError)."""
+    document, where = document_of(reference)
+    document = put(document, chosen(values))
+    hardware = document.get("hardware", {})
+    for key in ("gpu", "gpus"):
+        if where == "command line" and isinstance(hardware, Mapping) and hardware.get(key) is None:
+            raise PlanError(where, f"hardware.{key} is missing", f"name it with --{key}")
+    return validate_plan(document, where)
 
 
 class _PlanOption(click.Option):

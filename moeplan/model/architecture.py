@@ -114,6 +114,13 @@ class Architecture:
         return next((layer.moe for layer in self.layers if layer.moe is not None), None)
 
     @cached_property
+    def routing(self) -> tuple[int, float] | None:
+        """Routed experts and experts per token of the first operator that routes (a counted model's too), or None."""
+        operators = (operator for layer in self.kinds for operator in layer.operators)
+        routed = next((operator for operator in operators if isinstance(operator, MoE | CountedExperts)), None)
+        return (routed.experts, routed.top_k) if routed is not None else None
+
+    @cached_property
     def components(self) -> dict[Component, int]:
         """Trainable parameters by component, multi-token prediction left out, as transformers' own classes count."""
         shard = unsharded()

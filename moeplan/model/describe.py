@@ -13,7 +13,7 @@ def describe(architecture: Architecture) -> dict[str, Any]:
     Returns:
         A document of plain values: counts are integers.
     """
-    moe = architecture.moe
+    experts, top_k = architecture.routing or (0, 0)
     return {
         "schema_version": 1,
         "model": architecture.name,
@@ -25,8 +25,8 @@ def describe(architecture: Architecture) -> dict[str, Any]:
         "layers": len(architecture.layers),
         "hidden_size": architecture.hidden,
         "vocabulary": architecture.embedding.vocabulary,
-        "experts": moe.experts if moe is not None else 0,
-        "top_k": moe.top_k if moe is not None else 0,
+        "experts": experts,
+        "top_k": int(top_k) if top_k == int(top_k) else top_k,
         "mtp_layers": architecture.mtp_layers,
         "max_sequence_length": architecture.max_sequence_length,
     }

@@ -156,7 +156,7 @@ def degrees(plan: Plan, experts_derived: bool = True) -> str:
     """The parallel degrees above 1: ``tp 2, pp 4, dp 8, ep 8, edp 2`` (the last, which follows, on request only)."""
     parallel = plan.parallel
     told = {"tp": parallel.tp, "pp": parallel.pp, "vpp": parallel.vpp, "cp": parallel.cp, "dp": plan.dp}
-    if plan.architecture().moe is not None:
+    if plan.architecture().routing is not None:
         told |= {"ep": parallel.ep, "etp": parallel.etp}
         told |= {"edp": plan.edp} if experts_derived else {}
     return ", ".join(f"{name} {degree}" for name, degree in told.items() if degree > 1) or "one GPU"
@@ -182,6 +182,6 @@ def settings_line(plan: Plan) -> str:
         f"{plan.optimizer.name}, ZeRO {plan.optimizer.sharding}",
         plan.framework,
     ]
-    if plan.architecture().moe is not None:
+    if plan.architecture().routing is not None:
         told.append(f"dispatch {plan.moe.dispatcher}")
     return "; ".join(told)

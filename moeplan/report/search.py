@@ -124,7 +124,9 @@ def summary(answer: SearchDocument) -> list[str]:
         f"{counts.candidates:,} combinations, {counts.legal:,} legal, {counts.evaluated:,} priced, "
         f"{counts.fitting:,} fit"
     ]
-    if certificate.exhaustive:
+    if certificate.exhaustive and answer.best is None:
+        lines.append("certificate: every legal candidate was priced, and none fits")
+    elif certificate.exhaustive:
         lines.append("certificate: every legal candidate was priced, so no plan of this space is better (gap 0)")
     elif certificate.gap is not None:
         lines.append(f"certificate: within {100 * certificate.gap:.2f} % of the optimum")

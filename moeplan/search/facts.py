@@ -77,8 +77,9 @@ def facts(architecture: Architecture, machine: Machine) -> Facts:
         kv_heads=_distinct(getattr(operator, "kv_heads", 0) for operator in operators),
         dense_ffn=_distinct(block.ffn for block in [*dense, *shared]),
         expert_ffn=_distinct(moe.expert_ffn for moe in moes),
-        experts=_distinct(moe.experts for moe in moes),
-        top_k=architecture.moe.top_k if architecture.moe is not None else 0,
+        # A counted model's experts, and attention's, lie on the expert grid as those of MoE layers do.
+        experts=_distinct(getattr(operator, "experts", 0) for operator in operators),
+        top_k=round(architecture.routing[1]) if architecture.routing is not None else 0,
         latent=any(isinstance(operator, LatentAttention) for operator in operators),
         dense_layers=bool(dense),
         shared_experts=bool(shared),
