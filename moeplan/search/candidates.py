@@ -335,6 +335,7 @@ def _worthwhile(known: Facts, classes: Table, knobs: Table) -> Mask:
     for name, moot, plain in (
         ("cp_comm", classes["cp"] == 1, "p2p"),
         ("dispatcher", (alone == 1) | (not known.is_moe), "alltoall"),
+        ("overlap_tp", classes["tp"] == 1, False),
     ):
         column = knobs.columns[name]
         if plain in column.levels:

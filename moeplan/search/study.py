@@ -85,22 +85,25 @@ def run(request: SearchRequest, found: Candidates, goal: Objective, memory: Memo
     _recall(study, tree, oracle)
     for layout, source in nearest_layouts(found.layouts, int(max(found.layouts.columns["gpus"].levels))):
         study.enqueue_trial(tree.encode(layout), user_attrs={"origin": source}, skip_if_exists=True)
+    try:
+        stopped = _loop(request, goal, study, tree, oracle)
+    except KeyboardInterrupt:
+        stopped = "interrupt"
+    return stopped, _facts(request, study, request.sampler if request.sampler != "auto" else "tpe")
+
+
+def _loop(request: SearchRequest, goal: Objective, study: optuna.Study, tree: LayoutTree, oracle: Oracle) -> str:
+    """Trials until the budget is spent or every layout is priced; returns ``budget`` when time ran out first."""
     deadline = math.inf if request.timeout_s is None else time.monotonic() + request.timeout_s
     trials = request.trials or DEFAULT_TRIALS
-    stopped = ""
-    while (told := _told(study)) < trials and len(oracle.known) < found.layouts.rows:
+    while (told := _told(study)) < trials and len(oracle.known) < len(tree.values):
         if time.monotonic() > deadline:
-            stopped = "budget"
-            break
-        try:
-            _try_one(request, study, tree, oracle)
-        except KeyboardInterrupt:
-            stopped = "interrupt"
-            break
+            return "budget"
+        _try_one(request, study, tree, oracle)
         if request.progress is not None:
-            best = goal.value(memory.top.held[0].score) if memory.top.held else None
-            request.progress(Progress(told + 1, trials, best))
-    return stopped, _facts(request, study, request.sampler if request.sampler != "auto" else "tpe")
+            held = oracle.memory.top.held
+            request.progress(Progress(told + 1, trials, goal.value(held[0].score) if held else None))
+    return ""
 
 
 def record(request: SearchRequest, found: Candidates, goal: Objective, memory: Memory) -> StudyFacts:
