@@ -189,6 +189,9 @@ def _kernels(plan: Plan) -> dict[str, str]:
         "model.cuda_graph_impl": "transformer_engine" if kernels.cuda_graphs else "none",
         "comm_overlap.tp_comm_overlap": _truth(plan.overlap.tp and sequence_parallel(plan)),
     }
+    if kernels.fused_cross_entropy:
+        # The fusion that is priced: 16-bit logits in place. The native one keeps fp32 copies.
+        found["model.cross_entropy_fusion_impl"] = "te"
     if kernels.cuda_graphs:
         modules = arguments_of_plan(plan)["--cuda-graph-modules"]
         found["model.cuda_graph_modules"] = f"[{','.join(modules)}]"
