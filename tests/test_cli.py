@@ -209,7 +209,12 @@ def test_search_writes_a_folder_whole_and_refuses_one_in_the_way(
     status, out, err = call(capsys, *question)
     assert (status, out) == (2, "")
     assert "--overwrite" in err
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert call(capsys, *question, "--overwrite", "--json")[0] == 0
+    assert {"pareto.svg", "memory.svg"} <= before.keys()
+    same = {path.name for path in folder.iterdir() if path.read_bytes() == before[path.name]}
+    # Report and launch files tell the command that made them.
+    assert same >= {name for name in before if name.endswith((".svg", ".yaml", ".json"))}
 
 
 def test_a_bad_target_is_refused_before_anything_is_written(

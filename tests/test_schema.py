@@ -112,6 +112,16 @@ def test_documents_are_read_back_unchanged_and_never_change(estimate: Estimate, 
         estimate.fits = False
 
 
+def test_plans_told_together_are_told_alike_alone(found: SearchDocument) -> None:
+    for candidate in (*found.top, *found.pareto):
+        alone = moeplan.estimate(candidate.plan)
+        assert alone.time == candidate.estimate.time
+        assert alone.memory == candidate.estimate.memory
+        assert alone.model_dump(exclude={"assumptions"}) == candidate.estimate.model_dump(exclude={"assumptions"})
+        again = moeplan.load_plan(json.loads(candidate.plan.model_dump_json()))
+        assert moeplan.estimate(again).throughput == candidate.estimate.throughput
+
+
 def test_the_schemas_refuse_what_they_do_not_know(estimate: Estimate) -> None:
     document = json.loads(estimate.model_dump_json())
     for change in ({"surprise": 1}, {"fits": "yes"}, {"schema_version": 2}):

@@ -86,8 +86,9 @@ def _notes(outcome: SearchOutcome, top: tuple[Candidate, ...]) -> tuple[str, ...
         notes.append(f"what binds the best plan: {best.limit}")
         close = _close(top)
         if close > 1 and best.uncertainty is not None:
+            which = f"all {close}" if close == len(top) else f"the first {close}"
             notes.append(
-                f"the first {close} plans are closer to each other than the estimate is certain "
+                f"{which} plans shown are closer to each other than the estimate is certain "
                 f"(±{100 * best.uncertainty.relative:.0f} %): measure them"
             )
     return tuple(notes)

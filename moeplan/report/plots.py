@@ -59,7 +59,7 @@ def memory_plot(answer: SearchDocument) -> str:
         axes.axhline(answer.best.estimate.memory.usable_gib, color="gray", linestyle="--", label="usable")
     axes.set_xticks(list(places), [degrees(one.plan).replace(", ", "\n") for one in answer.top], fontsize=7)
     axes.set_ylabel("GiB on the fullest stage")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _svg(figure)
 
 
