@@ -119,12 +119,14 @@ def test_leaving_one_out_is_a_fit_on_the_others() -> None:
 
 
 def test_measured_runs_get_closer_and_stay_closer_when_left_out() -> None:
-    """Step times of Megatron-Core on eight B200 (tests/reference/time_measured.json), every other run for speed."""
+    """Step times of Megatron-Core on eight B200 (tests/reference/time_measured.json), every other run for speed, on a
+    machine that takes a quarter longer for everything."""
     cases = json.loads((REFERENCE / "time_measured.json").read_text())["cases"][::2]
-    runs = [Run(case["id"], load_plan(case["plan"]), case["measured"]["step_s"], None, None) for case in cases]
+    runs = [Run(case["id"], load_plan(case["plan"]), 1.25 * case["measured"]["step_s"], None, None) for case in cases]
     errors = fit(runs, "test").calibration.errors["step_s"]
-    assert errors.mean_after < errors.mean_before
-    assert errors.mean_leave_one_out < errors.mean_before
+    assert errors.mean_before > 0.1
+    assert errors.mean_after < errors.mean_before / 2
+    assert errors.mean_leave_one_out < errors.mean_before / 2
 
 
 def test_reference_files_are_taken_as_they_are() -> None:

@@ -122,7 +122,7 @@ def test_every_shape_of_a_run_becomes_a_kernel(monkeypatch: pytest.MonkeyPatch) 
     shapes = 2 * len(SIZES.gemms) + len(SIZES.grouped) + 2 * len(SIZES.attentions) + len(SIZES.copies) + 1
     assert len(found.kernels) == shapes
     assert len(told) == shapes - len(SIZES.attentions)
-    # Large products sustain 55 to 80 % of a Hopper's dense peak, and streams 60 to 90 % of its bandwidth: half of either
+    # Large products sustain 55 to 80 % of a Hopper's dense peak, streams 60 to 90 % of its bandwidth: half of either
     # is slower than the estimator expects, and by no more than that.
     assert 0.5 / 0.8 < found.factors["gemm"] < 1.0
     assert 0.5 / 0.9 < found.factors["hbm"] < 0.5 / 0.6

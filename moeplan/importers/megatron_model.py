@@ -192,9 +192,7 @@ def _tokenizer_vocabulary(flags: Flags, tokenizer: str | None) -> int:
     if name in _VOCABULARIES:
         flags.assumptions.append(f"vocabulary of {_VOCABULARIES[name]:,} tokens: {name}'s own; --vocabulary changes it")
         return _VOCABULARIES[name]
-    raise PlanError(
-        flags.where, f"the size of the vocabulary of {name} is not in the file", "pass --vocabulary N"
-    )
+    raise PlanError(flags.where, f"the size of the vocabulary of {name} is not in the file", "pass --vocabulary N")
 
 
 def _activation(flags: Flags) -> str:

@@ -64,9 +64,8 @@ def read_launch(source: str | Mapping[str, Any], where: str) -> Launch:
         return _from_mapping(mapping, where)
     try:
         script = read_script(source)
-    except (PlanError, RecursionError) as error:
-        problem = error.problem if isinstance(error, PlanError) else "is nested too deeply"
-        raise PlanError(where, problem, "is it a shell script?") from None
+    except PlanError as error:
+        raise PlanError(where, error.problem, "is it a shell script?") from None
     words = _megatron_words(script)
     if words is None:
         raise PlanError(

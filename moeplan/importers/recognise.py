@@ -90,7 +90,9 @@ def model_by_flags(flags: Mapping[str, tuple[str, ...]], named: Sequence[Any]) -
             continue
         written = model_flags(architecture, None, None, 1)
         ours = {name[2:]: words for name, words in written.flags.items() if name[2:] in _SHAPE_FLAGS}
-        if not written.refusals and ours == wanted:
+        # A model that moeplan writes no flags for is only taken at the user's word, and where its main sizes agree.
+        sizes = ("num-layers", "num-experts") if written.refusals and reference in named else tuple({*ours, *wanted})
+        if (not written.refusals or reference in named) and all(ours.get(s) == wanted.get(s) for s in sizes):
             return reference
     return None
 

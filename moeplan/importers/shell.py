@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from moeplan.errors import PlanError
 from moeplan.importers.shell_words import Token, Value, expand, expand_text, is_unknown, tokenize
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)\Z", re.DOTALL)
@@ -60,10 +61,13 @@ def read_script(text: str) -> Script:
     """Read a shell script without running any of it.
 
     Raises:
-        PlanError: A quote or bracket is never closed.
+        PlanError: A quote or bracket is never closed, or the script is nested too deeply.
     """
     script = Script(directives=re.findall(r"^#SBATCH[ \t]+(.*?)[ \t]*$", text, re.MULTILINE))
-    _run(script, _statements(tokenize(text)), {}, 0)
+    try:
+        _run(script, _statements(tokenize(text)), {}, 0)
+    except RecursionError:
+        raise PlanError("script", "is nested too deeply", "is it a shell script?") from None
     return script
 
 
