@@ -14,8 +14,8 @@ from support.launch_shell import started
 
 from moeplan import launch
 from moeplan.launch.megatron import arguments
-from moeplan.launch.megatron_model import pattern
 from moeplan.launch.megatron_plan import environment
+from moeplan.launch.megatron_words import pattern
 from moeplan.plan import Plan, load_plan
 
 REFERENCE = Path(__file__).parent / "reference" / "megatron_arguments.json"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from moeplan.frameworks.carried import Carried, what_to_carry
 from moeplan.frameworks.megatron_flags import plan_values
 from moeplan.launch.heading import heading
-from moeplan.launch.megatron_model import FlagList, ModelFlags, model_flags
+from moeplan.launch.megatron_model import model_flags
 from moeplan.launch.megatron_plan import environment, flat, plan_flags
+from moeplan.launch.megatron_words import FlagList, ModelFlags
 from moeplan.launch.refusal import Refusal
 from moeplan.launch.words import comment, one_line, shell
 from moeplan.plan import Plan

@@ -5,11 +5,10 @@ Flags are those of megatron-core 0.19.2 ``megatron/training/arguments.py``; what
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import replace
 
-from moeplan.launch.refusal import Refusal
+from moeplan.launch.megatron_experts import expert_flags
+from moeplan.launch.megatron_words import ModelFlags, number, operators, pattern, refuse
 from moeplan.model.architecture import Architecture
 from moeplan.model.details import ModelDetails
 from moeplan.operators.attention import Attention, LatentAttention
@@ -19,25 +18,8 @@ from moeplan.operators.mlp import DenseMLP
 from moeplan.operators.moe import MoE
 from moeplan.operators.norm import Norm
 
-FlagList = dict[str, tuple[str, ...]]
-
 _SILU = ("silu", "swish", None)
 _GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """A model in Megatron's flags.
-
-    Attributes:
-        flags: Flag -> words, in the order to write them.
-        refusals: Why Megatron-Core cannot build the model; with any, the flags are not to be used.
-        notes: Where Megatron-Core's model differs from the original without changing a shape.
-    """
-
-    flags: FlagList
-    refusals: list[Refusal]
-    notes: list[str] = field(default_factory=list)
 
 
 def model_flags(architecture: Architecture, top_k: int | None, mtp_layers: int | None, longest: int) -> ModelFlags:
@@ -59,37 +41,24 @@ def model_flags(architecture: Architecture, top_k: int | None, mtp_layers: int |
     norm = architecture.final_norm
     flags["--normalization"] = ("LayerNorm" if norm.bias else "RMSNorm",)
     if architecture.details.norm_epsilon is not None:
-        flags["--norm-epsilon"] = (_number(architecture.details.norm_epsilon),)
+        flags["--norm-epsilon"] = (number(architecture.details.norm_epsilon),)
     _biases(architecture, found)
     if not architecture.head.tied:
         flags["--untie-embeddings-and-output-weights"] = ()
     flags["--vocab-size"] = (str(architecture.embedding.vocabulary),)
     flags["--make-vocab-size-divisible-by"] = ("128",)
     if architecture.details.init_std is not None:
-        flags["--init-method-std"] = (_number(architecture.details.init_std),)
+        flags["--init-method-std"] = (number(architecture.details.init_std),)
     flags["--attention-dropout"] = ("0.0",)
     flags["--hidden-dropout"] = ("0.0",)
-    _experts(architecture, top_k, found)
+    expert_flags(architecture, top_k, found)
     trained = architecture.mtp_layers if mtp_layers is None else mtp_layers
     if trained:
         flags["--mtp-num-layers"] = (str(trained),)
         flags["--mtp-loss-scaling-factor"] = ("0.1",)  # DeepSeek-V3 (arXiv:2412.19437, section 4.2): 0.3, later 0.1
     _multipliers(architecture.details, found)
+    _family_ways(architecture, found)
     return found
-
-
-def operators(architecture: Architecture, kind: type | tuple[type, ...]) -> list[object]:
-    """The distinct operators of a kind over the decoder layers, in order of appearance."""
-    return list(
-        dict.fromkeys(
-            operator for layer in architecture.layers for operator in layer.operators if isinstance(operator, kind)
-        )
-    )
-
-
-def _refuse(found: ModelFlags, reason: str) -> None:
-    remedy = "use a target that builds the model from its own code (deepspeed, accelerate-fsdp2)"
-    found.refusals.append(Refusal(f"Megatron-Core {reason}", remedy))
 
 
 def _feed_forward(architecture: Architecture, found: ModelFlags) -> None:
@@ -97,13 +66,13 @@ def _feed_forward(architecture: Architecture, found: ModelFlags) -> None:
     widths = {mlp.ffn for mlp in dense}
     moe = architecture.moe
     if len(widths) > 1:
-        _refuse(found, f"gives all dense layers one width, the model has {sorted(widths)}")
+        refuse(found, f"gives all dense layers one width, the model has {sorted(widths)}")
     # Without dense layers the width is not used, but the parser wants one that tensor parallelism divides.
     width = next(iter(widths)) if widths else (moe.expert_ffn if moe else 4 * architecture.hidden)
     found.flags["--ffn-hidden-size"] = (str(width),)
     gated = {mlp.gated for mlp in dense} | ({moe.gated} if moe else set())
     if len(gated) > 1:
-        _refuse(found, "makes dense layers and experts alike, either gated or not")
+        refuse(found, "makes dense layers and experts alike, either gated or not")
     _activation(architecture.details, True in gated, architecture.family, found)
 
 
@@ -119,7 +88,7 @@ def _activation(details: ModelDetails, gated: bool, family: str, found: ModelFla
     elif not gated and name == "relu2":
         found.flags["--squared-relu"] = ()
     elif gated or name not in (*_GELU, None):
-        _refuse(found, f"has no flag for a {'gated ' if gated else ''}{name} feed-forward")
+        refuse(found, f"has no flag for a {'gated ' if gated else ''}{name} feed-forward")
 
 
 def _attention(architecture: Architecture, found: ModelFlags) -> None:
@@ -132,12 +101,12 @@ def _attention(architecture: Architecture, found: ModelFlags) -> None:
     }
     feeds = {sum(isinstance(operator, DenseMLP | MoE) for operator in layer.operators) for layer in architecture.layers}
     if per_layer != {1} or feeds != {1}:
-        _refuse(found, "builds layers of one attention and one feed-forward, the model's layers are different")
+        refuse(found, "builds layers of one attention and one feed-forward, the model's layers are different")
     norms = {sum(isinstance(operator, Norm) for operator in layer.operators) for layer in architecture.layers}
     if norms != {2}:
-        _refuse(found, f"builds layers with two norms, the model's have {', '.join(map(str, sorted(norms)))}")
+        refuse(found, f"builds layers with two norms, the model's have {', '.join(map(str, sorted(norms)))}")
     if operators(architecture, Indexer):
-        _refuse(found, "has the indexer of sparse attention as an experiment only")
+        refuse(found, "has the indexer of sparse attention as an experiment only")
     if latent and not softmax and not mixers and len(latent) == 1:
         _latent(latent[0], found)
     elif softmax and not latent and len({_without_window(attention) for attention in softmax}) == 1:
@@ -146,12 +115,10 @@ def _attention(architecture: Architecture, found: ModelFlags) -> None:
             _delta_net(architecture, mixers, found)
     else:
         kinds = sorted({mixer.kind for mixer in mixers} | {type(o).__name__ for o in [*latent, *softmax]})
-        _refuse(found, f"has no flags for layers that differ as these do ({', '.join(kinds)})")
+        refuse(found, f"has no flags for layers that differ as these do ({', '.join(kinds)})")
 
 
 def _without_window(attention: Attention) -> Attention:
-    from dataclasses import replace
-
     return replace(attention, window=None)
 
 
@@ -167,8 +134,8 @@ def _latent(attention: LatentAttention, found: ModelFlags) -> None:
     flags["--v-head-dim"] = (str(attention.v_head_dim),)
     flags["--kv-channels"] = (str(attention.v_head_dim),)
     flags["--qk-layernorm"] = ()  # the norms of the compressed query and key/value
-    if attention.attention_bias:
-        _refuse(found, "has no biases in latent attention")
+    if attention.attention_bias or attention.head_gate:
+        refuse(found, "has neither biases nor gates in latent attention")
 
 
 def _grouped_query(architecture: Architecture, kinds: list[Attention], found: ModelFlags) -> None:
@@ -179,15 +146,17 @@ def _grouped_query(architecture: Architecture, kinds: list[Attention], found: Mo
         flags["--num-query-groups"] = (str(attention.kv_heads),)
     flags["--kv-channels"] = (str(attention.head_dim),)
     if attention.v_head_dim != attention.head_dim:
-        _refuse(found, f"gives values the width of keys, {attention.head_dim}; the model's are {attention.v_head_dim}")
+        refuse(found, f"gives values the width of keys, {attention.head_dim}; the model's are {attention.v_head_dim}")
     if attention.qk_norm == "head":
         flags["--qk-layernorm"] = ()
     elif attention.qk_norm == "full":
-        _refuse(found, "normalises queries and keys per head, the model does over all heads at once")
+        refuse(found, "normalises queries and keys per head, the model does over all heads at once")
     if attention.sinks:
         flags["--softmax-type"] = ("learnable",)
     if attention.output_gate:
         flags["--attention-output-gate"] = ()
+    if attention.head_gate or attention.qk_norm_bias:
+        refuse(found, "has neither gates per head nor biases in the norms of queries and keys")
     _windows(architecture, found)
 
 
@@ -198,7 +167,7 @@ def _windows(architecture: Architecture, found: ModelFlags) -> None:
     ]
     widths = {window for window in seen if window is not None}
     if len(widths) > 1:
-        _refuse(found, f"has one sliding window for all layers, the model has {sorted(widths)}")
+        refuse(found, f"has one sliding window for all layers, the model has {sorted(widths)}")
     elif widths:
         # Transformer Engine counts the keys to the left of a query; a window of W tokens holds the query itself.
         found.flags["--window-size"] = (f"{widths.pop() - 1},0",)
@@ -216,7 +185,7 @@ def _delta_net(architecture: Architecture, mixers: list[Mixer], found: ModelFlag
         "--linear-num-value-heads": "linear_num_value_heads",
     }
     if {mixer.kind for mixer in mixers} != {"gated_delta_net"} or any(name not in raw for name in names.values()):
-        _refuse(found, f"has no flags for {', '.join(sorted({mixer.kind for mixer in mixers}))} layers in a GPT model")
+        refuse(found, f"has no flags for {', '.join(sorted({mixer.kind for mixer in mixers}))} layers in a GPT model")
         return
     found.flags["--experimental-attention-variant"] = ("gated_delta_net",)
     linear = (int(any(isinstance(o, Mixer) for o in layer.operators)) for layer in architecture.layers)
@@ -235,15 +204,15 @@ def _position(architecture: Architecture, longest: int, found: ModelFlags) -> No
         flags["--position-embedding-type"] = ("none",)
         return
     if details.position != "rope":
-        _refuse(found, f"has no {details.position} positions")
+        refuse(found, f"has no {details.position} positions")
         return
     flags["--position-embedding-type"] = ("rope",)
     if details.rotary_base is not None:
         if details.rotary_base != int(details.rotary_base):
-            _refuse(found, f"takes whole numbers for --rotary-base, not {details.rotary_base}")
+            refuse(found, f"takes whole numbers for --rotary-base, not {details.rotary_base}")
         flags["--rotary-base"] = (str(int(details.rotary_base)),)
     if details.rotary_percent not in (None, 1.0):
-        flags["--rotary-percent"] = (_number(details.rotary_percent or 1.0),)
+        flags["--rotary-percent"] = (number(details.rotary_percent or 1.0),)
     _rope_scaling(architecture, found)
 
 
@@ -264,7 +233,7 @@ def _rope_scaling(architecture: Architecture, found: ModelFlags) -> None:
         flags["--no-rope-fusion"] = ()
     if kind == "llama3":
         flags["--use-rope-scaling"] = ()
-        flags["--rope-scaling-factor"] = (_number(float(scaling.get("factor", 8.0))),)
+        flags["--rope-scaling-factor"] = (number(float(scaling.get("factor", 8.0))),)
     elif kind not in ("default", "yarn", "None"):
         found.notes.append(f"Megatron-LM has no flag for rope scaling of type {kind}: trained without it")
 
@@ -280,7 +249,7 @@ def _yarn(scaling: dict[str, object], latent: bool, found: ModelFlags) -> None:
     for name, flag in names.items():
         value = scaling.get(name)
         if isinstance(value, int | float):
-            flags[flag] = (_number(value),)
+            flags[flag] = (number(value),)
     if scaling.get("truncate") is True and not latent:
         flags["--yarn-correction-range-round-to-int"] = ()
 
@@ -296,68 +265,14 @@ def _biases(architecture: Architecture, found: ModelFlags) -> None:
             found.notes.append("Megatron-Core gives the router a bias wherever linear layers have one")
         return
     if True in linear:
-        _refuse(found, "gives a bias to all linear layers or to none (but query, key and value), the model to some")
+        refuse(found, "gives a bias to all linear layers or to none (but query, key and value), the model to some")
     found.flags["--disable-bias-linear"] = ()
     if query == {True}:
         found.flags["--add-qkv-bias"] = ()
     if moe is not None and moe.router_bias:
-        _refuse(found, "has no router bias without biases in all linear layers")
+        refuse(found, "has no router bias without biases in all linear layers")
     if architecture.head.bias:
-        _refuse(found, "has no bias in the output head")
-
-
-def _experts(architecture: Architecture, top_k: int | None, found: ModelFlags) -> None:
-    blocks = {layer.moe for layer in architecture.layers if layer.moe is not None}
-    if not blocks:
-        return
-    if len(blocks) > 1:
-        _refuse(found, "gives all MoE layers the same experts, the model does not")
-    moe, flags, details = next(iter(blocks)), found.flags, architecture.details
-    flags["--num-experts"] = (str(moe.experts),)
-    placed = [int(layer.moe is not None) for layer in architecture.layers]
-    if 0 in placed:
-        flags["--moe-layer-freq"] = (pattern(placed),)
-    flags["--moe-ffn-hidden-size"] = (str(moe.expert_ffn),)
-    if moe.shared is not None:
-        flags["--moe-shared-expert-intermediate-size"] = (str(moe.shared.ffn),)
-        if moe.shared_gate:
-            flags["--moe-shared-expert-gate"] = ()
-    if moe.expert_input is not None and moe.expert_input != moe.hidden:
-        flags["--moe-latent-size"] = (str(moe.expert_input),)
-    if moe.identity_experts:
-        _refuse(found, "has no experts without parameters")
-    chosen = top_k or moe.top_k
-    flags["--moe-router-topk"] = (str(chosen),)
-    _router(moe, details, chosen, found)
-
-
-def _router(moe: MoE, details: ModelDetails, top_k: int, found: ModelFlags) -> None:
-    flags = found.flags
-    score = details.score_function if details.score_function != "softmax" else moe.score_function
-    flags["--moe-router-score-function"] = (score,)
-    # Softmax over all experts before the choice, not renormalised, is pre-softmax; renormalised, it equals softmax over
-    # the chosen. With one expert per token only the former has a gradient (transformer_config.py).
-    if score == "softmax" and (details.normalize_scores is False or top_k == 1):
-        flags["--moe-router-pre-softmax"] = ()
-    if details.router_groups and details.router_groups > 1 and details.router_group_top_k:
-        flags["--moe-router-num-groups"] = (str(details.router_groups),)
-        flags["--moe-router-group-topk"] = (str(details.router_group_top_k),)
-    if details.routed_scaling not in (None, 1.0):
-        flags["--moe-router-topk-scaling-factor"] = (_number(details.routed_scaling or 1.0),)
-    flags["--moe-router-dtype"] = ("fp32",)
-    if (details.correction_bias or moe.correction_bias) and score != "softmax":
-        flags["--moe-router-enable-expert-bias"] = ()
-        flags["--moe-router-bias-update-rate"] = ("1e-3",)  # DeepSeek-V3 (arXiv:2412.19437, section 4.2)
-        flags["--moe-router-load-balancing-type"] = ("seq_aux_loss",)
-        coefficient = 1e-4 if details.aux_loss_coefficient is None else details.aux_loss_coefficient
-    else:
-        if details.correction_bias or moe.correction_bias:
-            found.notes.append(
-                "Megatron-Core balances softmax routers by a loss only: the model's expert bias is left out"
-            )
-        flags["--moe-router-load-balancing-type"] = ("aux_loss",)
-        coefficient = 1e-3 if details.aux_loss_coefficient is None else details.aux_loss_coefficient
-    flags["--moe-aux-loss-coeff"] = (_number(coefficient),)
+        refuse(found, "has no bias in the output head")
 
 
 def _multipliers(details: ModelDetails, found: ModelFlags) -> None:
@@ -371,16 +286,21 @@ def _multipliers(details: ModelDetails, found: ModelFlags) -> None:
             found.notes.append(f"Megatron-LM has no flag for {name}={value}: trained without it")
 
 
-def pattern(bits: Iterable[int]) -> str:
-    """Zeros and ones per layer as the list expression that Megatron evaluates, e.g. ``([0]*3+[1]*58)``."""
-    runs = [(bit, len(list(run))) for bit, run in groupby(bits)]
-    # A short period repeated is easier on the eye: [1,0]*18.
-    whole = [bit for bit, length in runs for _ in range(length)]
-    for period in range(2, len(whole) // 2 + 1):
-        if len(whole) % period == 0 and whole[:period] * (len(whole) // period) == whole and len(runs) > 3:
-            return f"([{','.join(map(str, whole[:period]))}]*{len(whole) // period})"
-    return "(" + "+".join(f"[{bit}]*{length}" for bit, length in runs) + ")"
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+def _family_ways(architecture: Architecture, found: ModelFlags) -> None:
+    """What a family does that neither shapes nor the configuration's common keys tell (its code in transformers)."""
+    flags, family = found.flags, architecture.family
+    if family in ("llama4", "llama4_text"):
+        if architecture.details.raw.get("use_qk_norm"):
+            flags["--qk-l2-norm"] = ()
+        flags["--moe-apply-probs-on-input"] = ()
+        # Layers that attend to everything have no positions, the others attend within chunks.
+        seen = [
+            next((o.window for o in layer.operators if isinstance(o, Attention)), 0) for layer in architecture.layers
+        ]
+        if None in seen:
+            flags["--no-rope-freq"] = (pattern(int(window is None) for window in seen),)
+        found.notes.append("the model attends within chunks; Megatron-LM slides a window of the same width")
+    elif family.startswith(("qwen3_next", "qwen3_5")):
+        flags["--apply-layernorm-1p"] = ()  # norms scale by 1 + weight
+    elif family == "dbrx":
+        found.notes.append("the model's LayerNorm has no bias; Megatron-LM's has one, so RMSNorm stands in its place")

@@ -17,7 +17,7 @@ from moeplan.frameworks.megatron_flags import (
     VALUE_FLAGS,
     Words,
 )
-from moeplan.launch.megatron_model import FlagList, operators
+from moeplan.launch.megatron_words import FlagList, operators
 from moeplan.operators.mlp import DenseMLP
 from moeplan.plan import Plan
 

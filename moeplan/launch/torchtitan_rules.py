@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeplan.launch.megatron import whole_nodes
-from moeplan.launch.megatron_model import operators
+from moeplan.launch.megatron_words import operators
 from moeplan.launch.refusal import Refusal
 from moeplan.model.architecture import Architecture
 from moeplan.operators.attention import Attention, LatentAttention
