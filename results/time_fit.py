@@ -75,10 +75,9 @@ def _numbers() -> list[Number]:
 _SHARES = (
     ("ampere", "bf16", 0.05),
     ("hopper", "bf16", 0.1),
-    ("hopper", "fp8", 0.3),
+    ("hopper", "fp8", 0.1),
     ("blackwell", "bf16", 0.06),
     ("blackwell", "fp8", 0.3),
-    ("blackwell", "mxfp8", 0.3),
     ("blackwell", "nvfp4", 0.3),
 )
 

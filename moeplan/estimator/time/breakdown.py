@@ -16,7 +16,7 @@ from moeplan.estimator.time.step import step_terms
 from moeplan.model.architecture import Architecture
 from moeplan.operators.work import AttentionCore, Gemm
 
-WALLS = ("arithmetic", "HBM", "NVLink", "network", "bubble", "latency")
+WALLS = ("arithmetic", "HBM", "NVLink", "PCIe", "network", "bubble", "latency")
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,9 @@ def _walls(
         else:
             walls["arithmetic" if name in arithmetic else "HBM"] += seconds
     domain = pricer.links.domain
+    inside = "NVLink" if pricer.machine.nvlink_gb_per_s > 0 else "PCIe"
     stride = {"tp": 1, "cp": row["tp"], "etp": 1, "ep": row["etp"]}
     for group, seconds in communication.items():
         reach = stride[group] * row[group] if group in stride else row["gpus"]
-        walls["NVLink" if reach <= domain else "network"] += seconds
+        walls[inside if reach <= domain else "network"] += seconds
     return walls

@@ -50,4 +50,7 @@ def of_generation(section: str, generation: str) -> Mapping[str, float]:
     data = coefficients()
     entries: Mapping[str, Mapping[str, float]] = data[section]
     nearest: Mapping[str, str] = data["nearest"]
-    return entries[generation if generation in entries else nearest.get(generation, nearest["default"])]
+    for name in (generation, nearest.get(generation, nearest["default"]), nearest["default"]):
+        if name in entries:
+            return entries[name]
+    raise KeyError(f"{section} has no entry for {generation} or {nearest['default']}")

@@ -68,6 +68,8 @@ class Kernels:
         """Share of the dense peak that a large GEMM sustains in a precision."""
         kind = precision(name).compute
         fitted = of_generation("gemm_share", self.machine.generation)
+        # Block scaling runs on the same tensor cores at the same rate: MXFP8 differs in what quantization costs.
+        kind = "fp8" if kind == "mxfp8" and kind not in fitted else kind
         # A GPU with power to spare for its arithmetic (H20) reaches its peak's limit, not more.
         return min(float(fitted.get(kind, fitted["bf16"])) * self.power(), _MOST_SUSTAINED)
 
