@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Megatron-LM launch script, written by moeplan 0.1.0
+# model: llama-3-70b; hardware: 64 x h100-sxm-80gb, 8 per node
+# plan: tp=4 pp=2 vpp=1 cp=1 ep=1 etp=1 dp=8 edp=32; micro batch 1, global batch 512, sequence 2048; bf16; adam with sharding 1; recompute none
+# predicted: nothing (run 'moeplan estimate' on the plan)
+# made by: moeplan launch llama-3-70b-64xh100.yaml --to megatron --adapt
+# moeplan-carried: {"plan": {"model": "llama-3-70b", "hardware.gpu": "h100-sxm-80gb", "hardware.gpus": 64}, "open": {"parallel.sp": true, "mtp_layers": 0}}
+set -euo pipefail
+
+# Where it runs: from Slurm, from the environment, or as planned.
+NNODES="${NNODES:-${SLURM_JOB_NUM_NODES:-8}}"
+GPUS_PER_NODE="${GPUS_PER_NODE:-8}"
+NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
+MASTER_PORT="${MASTER_PORT:-29500}"
+PLANNED_GPUS=64
+if [ "$((NNODES * GPUS_PER_NODE))" -ne "$PLANNED_GPUS" ]; then
+    echo "planned for $PLANNED_GPUS GPUs, started on $NNODES nodes of $GPUS_PER_NODE: plan again" >&2
+    exit 2
+fi
+if [ "$NNODES" -gt 1 ] && [ -z "${MASTER_ADDR:-}" ]; then
+    echo "set MASTER_ADDR to the first node's name and NODE_RANK on every node" >&2
+    exit 2
+fi
+MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
+
+# What this configuration needs of its environment.
+export CUDA_DEVICE_MAX_CONNECTIONS=1  # tensor and context parallelism rely on launch order
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True  # less fragmentation
+export TORCH_NCCL_AVOID_RECORD_STREAMS=1  # frees communication buffers early
+export NCCL_NVLS_ENABLE=0  # NVLink SHARP would reserve memory
+
+MEGATRON_ARGS=(
+    # model
+    --num-layers 80
+    --hidden-size 8192
+    --ffn-hidden-size 28672
+    --swiglu
+    --num-attention-heads 64
+    --group-query-attention
+    --num-query-groups 8
+    --kv-channels 128
+    --max-position-embeddings 8192
+    --position-embedding-type rope
+    --rotary-base 500000
+    --normalization RMSNorm
+    --norm-epsilon 1e-05
+    --disable-bias-linear
+    --untie-embeddings-and-output-weights
+    --vocab-size 128256
+    --make-vocab-size-divisible-by 128
+    --init-method-std 0.02
+    --attention-dropout 0.0
+    --hidden-dropout 0.0
+    # parallelism
+    --tensor-model-parallel-size 4
+    --pipeline-model-parallel-size 2
+    --context-parallel-size 1
+    --expert-model-parallel-size 1
+    --expert-tensor-parallel-size 1
+    --sequence-parallel
+    # batch
+    --seq-length 2048
+    --micro-batch-size 1
+    --global-batch-size 512
+    # precision
+    --bf16
+    # optimizer and data parallelism
+    --optimizer adam
+    --use-distributed-optimizer
+    --accumulate-allreduce-grads-in-fp32
+    --overlap-grad-reduce
+    --overlap-param-gather
+    # kernels
+    --transformer-impl transformer_engine
+    --attention-backend auto
+    --cross-entropy-loss-fusion
+    --cross-entropy-fusion-impl native
+)
+
+# Optimization: not part of the plan. Set these in the environment or edit them.
+TRAINING_ARGS=(
+    --train-iters "${TRAIN_ITERS:-1000}"
+    --lr "${LR:-3e-4}"
+    --min-lr "${MIN_LR:-3e-5}"
+    --lr-decay-style cosine
+    --lr-warmup-fraction "${LR_WARMUP_FRACTION:-0.01}"
+    --weight-decay "${WEIGHT_DECAY:-0.1}"
+    --adam-beta1 0.9
+    --adam-beta2 "${ADAM_BETA2:-0.95}"
+    --clip-grad 1.0
+    --seed "${SEED:-1234}"
+    --eval-interval 1000
+    --eval-iters "${EVAL_ITERS:-0}"
+    --log-interval "${LOG_INTERVAL:-1}"
+    --log-throughput
+    --manual-gc
+    --manual-gc-interval 100
+    --distributed-timeout-minutes 60
+    --no-create-attention-mask-in-dataloader
+)
+
+# Data: set DATA_PATH (prefixes of indexed data sets, separated by blanks) and TOKENIZER_MODEL; without, mock data.
+if [ -n "${DATA_PATH:-}" ]; then
+    read -r -a DATA_PREFIXES <<< "$DATA_PATH"
+    DATA_ARGS=(
+        --data-path "${DATA_PREFIXES[@]}"
+        --split "${DATA_SPLIT:-99,1,0}"
+        --tokenizer-type "${TOKENIZER_TYPE:-HuggingFaceTokenizer}"
+        --tokenizer-model "${TOKENIZER_MODEL:?set TOKENIZER_MODEL to the folder or name of the tokenizer}"
+    )
+else
+    DATA_ARGS=(--mock-data --tokenizer-type NullTokenizer)
+fi
+
+# Checkpoints: set CHECKPOINT_DIR to save and to go on from.
+CHECKPOINT_ARGS=()
+if [ -n "${CHECKPOINT_DIR:-}" ]; then
+    CHECKPOINT_ARGS=(--save "$CHECKPOINT_DIR" --load "$CHECKPOINT_DIR" --save-interval "${SAVE_INTERVAL:-500}")
+fi
+
+: "${MEGATRON_PATH:?set MEGATRON_PATH to a checkout of Megatron-LM}"
+exec torchrun \
+    --nnodes "$NNODES" \
+    --nproc-per-node "$GPUS_PER_NODE" \
+    --node-rank "$NODE_RANK" \
+    --master-addr "$MASTER_ADDR" \
+    --master-port "$MASTER_PORT" \
+    "$MEGATRON_PATH/pretrain_gpt.py" \
+    "${MEGATRON_ARGS[@]}" "${TRAINING_ARGS[@]}" "${DATA_ARGS[@]}" "${CHECKPOINT_ARGS[@]}" "$@"
