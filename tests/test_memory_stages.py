@@ -211,3 +211,14 @@ def test_a_candidate_costs_the_same_alone_and_among_others() -> None:
         alone = memory_of(MIXTRAL, one)
         assert together.peak_allocated[index].max() == alone.peak_allocated[0].max(), one
         assert together.activations[index].max() == alone.activations[0].max(), one
+
+
+def test_fsdp2_holds_gathered_units_and_reduce_scatter_inputs() -> None:
+    # PyTorch _fsdp_collectives.py: the running unit, the prefetched one and the flat buffer that it is copied from, in
+    # 16 bits; 16-bit gradients of a unit and two fp32 reduce-scatter inputs. The root unit stays gathered.
+    base = row(gpus=64, framework="fsdp2", sequence_length=128)
+    sharded, kept = memory_of(MIXTRAL, {**base, "sharding": 3}, {**base, "sharding": 2}).transient[:, 0]
+    layer = (MIXTRAL.total_parameters - 2 * 32000 * 4096 - 4096) / 32
+    root = 2 * 32000 * 4096 + 4096
+    assert sharded - kept == pytest.approx(3 * 2 * layer + 2 * root, rel=1e-6)
+    assert kept > (2 + 2 * 4) * layer

@@ -120,7 +120,7 @@ def stage_memory(
         transient = transient + _sharding_buffers(extended, structure)
     grids, grid_index = table.distinct(OUTSIDE_COLUMNS)
     overhead = np.broadcast_to(outside(architecture, machine, grids)[grid_index][:, None], buffers.shape)
-    stepping = optimizer_temporaries(table, parameters, optimizer)
+    stepping = optimizer_temporaries(table, optimizer)
     if stepping is not None:
         # Activations are gone when the optimizer runs.
         transient = np.maximum(transient, stepping - activations)

@@ -85,9 +85,10 @@ def sharding_buffers(table: Table, largest_layer: Array, root: Array, trained: A
         root: Parameters of embedding, final norm and head on the stage; same shape.
         trained: All parameters on the stage; same shape.
 
-    FSDP2 keeps the running unit and the prefetched one gathered in 16 bits, the root unit throughout, and the unreduced
-    gradient of one unit beside the one being reduced (PyTorch ``_fsdp_param_group.py``: implicit prefetch, one
-    reduce-scatter in flight). Megatron-FSDP double-buffers its units the same way (``param_and_grad_buffer.py``).
+    Megatron-FSDP keeps the running unit and the prefetched one gathered in 16 bits, and the unreduced gradients of one
+    unit beside those being reduced (``param_and_grad_buffer.py``, double buffers); the root unit stays gathered.
+    FSDP2 (PyTorch ``_fsdp_collectives.py``) copies a unit out of the flat gathered buffer, so that one more lives for a
+    moment, and copies 16-bit gradients into fp32 reduce-scatter inputs, of which the last one is still in flight.
     DeepSpeed reduces in buckets of 5e8 elements, two of them with overlap, and gathers up to 1e9 live parameters with a
     prefetch bucket of 5e7 (``zero/config.py`` defaults).
     """
@@ -97,8 +98,10 @@ def sharding_buffers(table: Table, largest_layer: Array, root: Array, trained: A
     copies = of_levels(table, "precision", lambda name: precision(name).weight_copies)[:, None]
     overlap = (1.0 + table["overlap_grad_reduce"])[:, None]
     prefetch = (1.0 + table["overlap_param_gather"])[:, None]
-    units = np.where(stage >= 3, (size + copies) * prefetch * largest_layer + size * root, 0.0)
-    units += np.where(stage >= 2, size * overlap * largest_layer, 0.0)
+    fsdp2 = of_levels(table, "framework", lambda name: float(name == "fsdp2"))[:, None]
+    units = np.where(stage >= 3, ((size + copies) * prefetch + fsdp2 * size) * largest_layer + size * root, 0.0)
+    unreduced = np.where(fsdp2 > 0, size + 4.0 * overlap, size * overlap)
+    units += np.where(stage >= 2, unreduced * largest_layer, 0.0)
     buckets = np.where(stage >= 2, size * overlap * np.minimum(5e8, trained), 0.0)
     buckets += np.where(stage >= 3, size * np.minimum(1e9 + 5e7, trained), 0.0)
     return np.where(deepspeed, buckets, units)
@@ -175,25 +178,24 @@ def _dispatch_buffers(architecture: Architecture, machine: Machine, table: Table
     return (ranks > 1) * (deep * deep_bytes + hybrid * hybrid_bytes)
 
 
-def optimizer_temporaries(table: Table, parameters: Array, optimizer: Array) -> Array | None:
+def optimizer_temporaries(table: Table, optimizer: Array) -> Array | None:
     """What the optimizer step allocates while it runs, in bytes, or None where no candidate's does.
 
-    PyTorch's default ``foreach`` Adam makes one more tensor per parameter shard (FSDP2). Megatron-Core's fused Adam
-    wants fp32 gradients: a 16-bit gradient buffer is copied to fp32 for the rank's shard, 4 bytes beside the 12 of the
-    states (``distrib_optimizer.py``, ``_copy_model_grads_to_main_grads``), unless the optimizer is precision-aware.
+    PyTorch's default ``foreach`` Adam makes one more tensor per parameter shard (FSDP2): half of its two moments.
+    Megatron-Core's fused Adam wants fp32 gradients: a 16-bit gradient buffer is copied to fp32 for the rank's shard,
+    4 bytes beside the 12 of the states (``distrib_optimizer.py``, ``_copy_model_grads_to_main_grads``), unless the
+    optimizer is precision-aware.
 
     Args:
         table: Candidates.
-        parameters: Bytes of the rank's parameters; shape (rows, moments).
-        optimizer: Bytes of its optimizer states; same shape.
+        optimizer: Bytes of the rank's optimizer states; shape (rows, moments).
     """
     fsdp = of_levels(table, "framework", lambda name: float(name == "fsdp2"))
     megatron = of_levels(table, "framework", lambda name: float(name == "megatron"))
     narrow = of_levels(table, "gradient_dtype", lambda name: float(name != "fp32"))
     copied = megatron * narrow * of_levels(table, "state_dtype", lambda name: float(name == "fp32")) / 3.0
-    if not fsdp.any():
-        return copied[:, None] * optimizer if copied.any() else None
-    return fsdp[:, None] * parameters + copied[:, None] * optimizer
+    share = 0.5 * fsdp + copied
+    return share[:, None] * optimizer if share.any() else None
 
 
 def reserved(allocated: Array, factors_fragmentation: float) -> Array:
