@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ministral3": {"head_dim": 32},
     "mistral": {"head_dim": 32},
     "nemotron": {"head_dim": 128, "num_key_value_heads": 8},
-    "nemotron_h": {"moe_latent_size": 256, "use_bias": True, "mlp_bias": True},
+    "nemotron_h": {"hidden_size": 2048, "moe_latent_size": 256, "use_bias": True, "mlp_bias": True},
 }
 LAYERS = 4
 _GENERIC = frozenset(

@@ -199,7 +199,9 @@ def nemotron_h(f: Fields) -> Architecture:
         if kind == "linear_attention":
             built[kind] = _nemotron_mamba(f, hidden)
         elif kind == "full_attention":
-            built[kind] = grouped_attention(f)
+            attention = grouped_attention(f, head_dim=128)
+            f.fixed("attention_head_dim", attention.head_dim, "contradicts head_dim, which the class reads")
+            built[kind] = attention
         elif kind == "mlp":
             built[kind] = dense_mlp(f, gated=False, bias=bias)
         elif kind in kinds or f.has("n_routed_experts"):
@@ -218,7 +220,7 @@ def nemotron_h(f: Fields) -> Architecture:
         "n_groups",
     )
     f.ignore(*(key for key in f.mapping if key.startswith(known)))
-    f.ignore("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "attention_head_dim")
+    f.ignore("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     f.ignore("use_mamba_kernels", "use_conv_bias", "use_bias", "residual_in_fp32", "rescale_prenorm_residual")
     f.ignore(
         "num_logits_to_keep",
