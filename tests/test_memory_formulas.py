@@ -230,8 +230,8 @@ def test_selective_modules_drop_what_megatron_drops() -> None:
     dense = Layer((Norm(hidden), latent, Norm(hidden), DenseMLP(hidden, 4 * hidden)))
     expected = {
         "moe_act": (layer, 2 * top_k * ffn),
-        # Both norms' outputs: the down projections' input and the router's.
-        "layernorm": (layer, 2 * 2 * hidden),
+        # Both norms' outputs: the down projections' input, the router's and the shared experts'.
+        "layernorm": (layer, 3 * 2 * hidden),
         # q, k, v per head and both up projections' inputs.
         "mla_up_proj": (layer, 2 * 8 * (96 + 96 + 64) + 2 * (256 + 128)),
         # All that the shared experts keep; the router keeps the same input and goes on doing so.

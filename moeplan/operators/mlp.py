@@ -84,7 +84,9 @@ class DenseMLP:
             # Engine hold one more: SimuMax v1.2's account of Megatron-Core on B200 counts it, and without it the
             # DeepSeek-V2 run of tests/reference/memory_measured.json is short by just that tensor in every MoE layer.
             own_input = np.where(low > 0, kept_size, size * fused)
-            first, plain = Saved("fc1 input", own_input * entering, modules), Saved("fc1 input", 0.0 * entering)
+            # It is the norm's output, so recomputing the norm discards it too.
+            first = Saved("fc1 input", own_input * entering, (*modules, "layernorm"))
+            plain = Saved("fc1 input", 0.0 * entering)
         own = width * inner * size * np.where(eager > 0, 1.5, 1.0) if self.gated else inner * size
         out = kept_size * inner
         mask = shard.value("dropout") * entering * (not shared)
