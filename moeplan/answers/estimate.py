@@ -151,7 +151,7 @@ def stages(explanation: Explanation) -> list[StageMemory]:
     memory, structure = explanation.memory, explanation.structure
     needed = memory.peak_reserved[0] + memory.overhead[0]
     told = []
-    for stage in np.unique(structure.stage[0]):
+    for stage in sorted(set(structure.stage[0].tolist())):
         moments = np.flatnonzero(structure.stage[0] == stage)
         moment = moments[np.argmax(needed[moments])]
         terms = {

@@ -212,7 +212,7 @@ def _peak_tflops(machine: Machine, table: Table) -> Array:
     """The GPU's dense peak in each candidate's precision."""
     column = table.columns["precision"]
     # A search's space may name precisions that this GPU has not: only those of its candidates count.
-    used = {column.levels[code] for code in np.unique(column.codes)}
+    used = {column.levels[code] for code in np.flatnonzero(np.bincount(column.codes))}
     return of_levels(table, "precision", lambda name: peak(machine, name) if name in used else np.nan)
 
 
