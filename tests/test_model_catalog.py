@@ -12,6 +12,7 @@ import pytest
 
 from moeplan.model import describe, load_model, load_model_config, model_names
 from moeplan.model.flops import model_flops_per_token
+from moeplan.operators.mixer import Mixer
 
 REFERENCE = Path(__file__).parent / "reference"
 HUB = json.loads((REFERENCE / "hub_parameters.json").read_text())["cases"]
@@ -99,6 +100,21 @@ MEGATRON_GFLOP = [
 def test_model_flops_are_megatrons(name: str, length: int, depths: int | None, gflop: float) -> None:
     found = model_flops_per_token(load_model(name), length, mtp_layers=depths) / 1e9
     np.testing.assert_allclose(found, gflop, rtol=0.002)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_lone_token_costs_six_flops_per_weight_that_it_meets(name: str) -> None:
+    """Without attention to others, training is 6 FLOPs per matrix entry (Kaplan et al. 2020, section 2.1).
+
+    Embedding rows are looked up, norms and the router are left out by the convention; recurrences add a little.
+    """
+    architecture = load_model(name)
+    counts = architecture.components
+    met = architecture.active_parameters() - counts["norms"] - counts["router"]
+    met -= 0 if architecture.head.tied else counts["embedding"]
+    recurrent = any(isinstance(operator, Mixer) for layer in architecture.kinds for operator in layer.operators)
+    ratio = model_flops_per_token(architecture, 1, mtp_layers=0) / (6 * met)
+    assert 0.998 < ratio < (1.04 if recurrent else 1.002)
 
 
 def test_flops_follow_top_k() -> None:
