@@ -47,6 +47,17 @@ def test_import_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--num-layers is 'twelve'" in err
 
 
+def test_variables_are_given_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(SCRIPT.replace("--bf16", "--bf16 --tensor-model-parallel-size $TP"))
+    assert run(["import", "megatron", str(script), "--gpu", "h100"]) == 2
+    assert "--set NAME=VALUE" in capsys.readouterr().err
+    assert run(["import", "megatron", str(script), "--gpu", "h100", "--set", "TP=4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["parallel"]["tp"] == 4
+    assert run(["import", "megatron", str(script), "--gpu", "h100", "--set", "TP"]) == 2
+    assert "write NAME=VALUE" in capsys.readouterr().err
+
+
 def test_calibrate_writes_what_estimate_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = json.loads((REFERENCE / "memory_measured.json").read_text())["cases"][:2]
     runs, calibration, plan = tmp_path / "runs.json", tmp_path / "calibration.yaml", tmp_path / "plan.json"

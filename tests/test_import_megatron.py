@@ -397,6 +397,54 @@ def test_a_value_that_the_script_does_not_set_is_named() -> None:
     assert any(item.name == "--data-path" and item.value == "$DATA" for item in plan.unused)
 
 
+def test_scripts_that_are_started_with_arguments() -> None:
+    """The manner of Pai-Megatron-Patch: positional arguments, options in strings, C's conditional, and eval."""
+    script = r"""
+    ENV=$1
+    if [ $ENV = one ]; then NNODES=1; GPUS_PER_NODE=8
+    elif [ $ENV = many ]; then NNODES=${WORLD_SIZE}; GPUS_PER_NODE=8
+    fi
+    TP=${2}
+    MICRO=${10}
+    OVERLAP=$(( ($TP > 1) ? 1 : 0 ))
+    overlap_option=" --overlap-grad-reduce"
+    if [ $OVERLAP -eq 1 ]; then overlap_option=" --overlap-grad-reduce \
+        --tp-comm-overlap --sequence-parallel"
+    fi
+    if [ -z ${VP} ]; then vp_option=""; else vp_option="--num-virtual-stages-per-pipeline-rank ${VP}"; fi
+    moe_options=" \
+        --num-experts 8 --moe-grouped-gemm \
+        --moe-layer-freq '([0]*4+[1]*8)' \
+        --moe-shared-expert-intermediate-size $((${2} * 512)) \
+    "
+    run_cmd="torchrun --nproc_per_node $GPUS_PER_NODE --nnodes $NNODES pretrain.py
+     --num-layers 12 --hidden-size 768 --num-attention-heads 12 --seq-length 1024 --max-position-embeddings 1024
+     --tensor-model-parallel-size ${TP} --micro-batch-size ${MICRO} ${moe_options} ${overlap_option} $vp_option --bf16"
+    echo ${run_cmd}
+    eval ${run_cmd}
+    """
+    with pytest.raises(PlanError, match="--set"):
+        read_megatron(script, "h100", 8)
+    given = {"1": "many", "WORLD_SIZE": "2", "2": "2", "10": "4"}
+    plan = read_megatron(script, "h100", variables=given).plan
+    assert (plan.hardware.gpus, plan.parallel.tp, plan.batch.micro_batch_size) == (16, 2, 4)
+    assert plan.overlap.tp
+    moe = [layer.moe for layer in plan.architecture().layers]
+    assert [layer is not None for layer in moe] == [False] * 4 + [True] * 8
+    assert moe[-1] is not None
+    assert moe[-1].shared is not None
+    assert moe[-1].shared.ffn == 1024
+
+
+def test_mappings_with_a_launchers_variables() -> None:
+    mapping = {
+        "MODEL_ARGS": {f"--{name}": value for name, value in GPT2.items()} | {"--context-parallel-size": "${CP}"}
+    }
+    with pytest.raises(PlanError, match=r"needs '\$\{CP\}'"):
+        read_megatron(mapping, "h100", 8)
+    assert read_megatron(mapping, "h100", 8, variables={"CP": "2"}).plan.parallel.cp == 2
+
+
 def test_unknown_arguments_are_listed_first() -> None:
     unused = read_megatron({**GPT2, "my-own-flag": 3, "lr": 1e-4}, "h100", 8).unused
     assert unused[0].name == "--my-own-flag"

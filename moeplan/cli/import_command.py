@@ -6,6 +6,7 @@ import click
 
 from moeplan.cli import status
 from moeplan.cli.output import json_option, print_json
+from moeplan.errors import PlanError
 
 
 @click.command("import")
@@ -16,6 +17,13 @@ from moeplan.cli.output import json_option, print_json
 @click.option("--gpus-per-node", type=int, default=None, metavar="N", help="GPUs in one host.")
 @click.option("--model", default=None, metavar="NAME|PATH", help="The model, where the file does not describe one.")
 @click.option("--vocabulary", type=int, default=None, metavar="N", help="Tokens, where a script leaves it open.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A variable that the script leaves open: TP=2, or 1=value for its first argument.",
+)
 @click.option("-o", "--output", default=None, metavar="PLAN.yaml", help="Write the plan there (default: stdout).")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @json_option
@@ -27,6 +35,7 @@ def command(
     gpus_per_node: int | None,
     model: str | None,
     vocabulary: int | None,
+    assignments: tuple[str, ...],
     output: str | None,
     overwrite: bool,
     as_json: bool,
@@ -42,7 +51,16 @@ def command(
     from moeplan.documents import write_text_atomically
     from moeplan.importers import read
 
-    found = read(framework, file, gpu=gpu, gpus=gpus, model=model, vocabulary=vocabulary, gpus_per_node=gpus_per_node)
+    found = read(
+        framework,
+        file,
+        gpu=gpu,
+        gpus=gpus,
+        model=model,
+        vocabulary=vocabulary,
+        gpus_per_node=gpus_per_node,
+        variables=dict(_assignment(text) for text in assignments),
+    )
     if output is not None:
         write_text_atomically(output, found.plan.to_yaml(), overwrite)
     if as_json:
@@ -63,3 +81,10 @@ def command(
     if output is not None:
         click.echo(f"wrote {output}", err=True)
     return status.DONE
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or (not name.isidentifier() and not name.isdigit()):
+        raise PlanError(f"--set {text[:60]}", "is no assignment", "write NAME=VALUE, or 1=VALUE for an argument")
+    return name, value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from moeplan.errors import PlanError
@@ -20,12 +20,14 @@ class Asked:
         gpus: GPUs in all, or None.
         model: The model, or None.
         gpus_per_node: GPUs in one host, or None.
+        variables: Values of variables that a script leaves open.
     """
 
     gpu: str | Mapping[str, Any] | None = None
     gpus: int | None = None
     model: str | Mapping[str, Any] | None = None
     gpus_per_node: int | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def with_hardware(values: dict[str, Any], asked: Asked, where: str, found_gpus: int | None = None) -> dict[str, Any]:

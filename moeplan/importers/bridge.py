@@ -66,7 +66,7 @@ def read_bridge(text: str, asked: Asked, where: str) -> Imported:
     Raises:
         PlanError: It has no overrides, or lacks what neither it nor the user says.
     """
-    script = read_script(text)
+    script = read_script(text, asked.variables)
     words = max(script.commands, key=lambda found: sum(bool(_OVERRIDE.fullmatch(word)) for word in found), default=[])
     overrides = {}
     for word in words:

@@ -30,6 +30,7 @@ def read_megatron(
     gpus_per_node: int | None = None,
     model: str | Mapping[str, Any] | None = None,
     vocabulary: int | None = None,
+    variables: Mapping[str, str] | None = None,
     where: str = "megatron",
 ) -> Imported:
     """Read a launch script or a mapping of flags to values into a plan.
@@ -41,6 +42,7 @@ def read_megatron(
         gpus_per_node: GPUs in one host; None takes the launcher's number, else the catalog's.
         model: Name or document to write into the plan in place of what the flags describe; it must have their shape.
         vocabulary: Tokens in the vocabulary, where the file does not tell.
+        variables: Values of variables that the file leaves open; a script's arguments are ``1``, ``2``, ...
         where: The file, for messages.
 
     Returns:
@@ -49,7 +51,7 @@ def read_megatron(
     Raises:
         PlanError: The source cannot be read, lacks what Megatron needs, or asks for what no plan describes.
     """
-    launch = read_launch(source, where)
+    launch = read_launch(source, where, variables)
     flags = Flags(launch.flags, where)
     world = gpus if gpus is not None else launch.gpus
     if world is None:

@@ -122,7 +122,9 @@ class Flags:
         missing = next((word for word in words if is_unknown(word)), None)
         if missing is not None:
             raise PlanError(
-                self.where, f"--{name} needs {shown(missing)[:80]!r}, which the file does not set", "set it in the file"
+                self.where,
+                f"--{name} needs {shown(missing)[:80]!r}, which the file does not set",
+                "pass --set NAME=VALUE, or write it into the file",
             )
 
 

@@ -163,7 +163,9 @@ def _layers(flags: Flags) -> int:
 
 
 def _vocabulary(flags: Flags, given: int | None) -> int:
-    tokenizer = flags.text("tokenizer-type") if "tokenizer-type" in flags.values else None
+    # Pai-Megatron-Patch names its tokenizers beside Megatron's.
+    named = next((name for name in ("tokenizer-type", "patch-tokenizer-type") if name in flags.values), None)
+    tokenizer = flags.text(named) if named is not None else None
     divisor = flags.count("make-vocab-size-divisible-by", 128)
     padded = flags.integer("padded-vocab-size")
     size = given or padded or flags.integer("vocab-size")

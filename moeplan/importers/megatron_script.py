@@ -10,7 +10,7 @@ from typing import Any
 from moeplan.errors import PlanError
 from moeplan.importers.megatron_flags import from_mapping, from_words, normalized
 from moeplan.importers.shell import Script, read_script
-from moeplan.importers.shell_words import is_unknown
+from moeplan.importers.shell_words import expand_text, is_unknown
 
 # A command is Megatron's when it has some of these: every training run names its model and its batch.
 _TELLTALE = frozenset(
@@ -51,19 +51,23 @@ class Launch:
     notes: list[str] = field(default_factory=list)
 
 
-def read_launch(source: str | Mapping[str, Any], where: str) -> Launch:
+def read_launch(source: str | Mapping[str, Any], where: str, variables: Mapping[str, str] | None = None) -> Launch:
     """Find Megatron's arguments in a script's text or in a mapping.
+
+    Args:
+        source: The text or the mapping.
+        where: The file, for messages.
+        variables: Values of variables that it leaves open.
 
     Raises:
         PlanError: There are none, or the text cannot be read.
     """
-    if isinstance(source, Mapping):
-        return _from_mapping(source, where)
-    mapping = _as_mapping(source, where)
+    given = dict(variables or {})
+    mapping = source if isinstance(source, Mapping) else _as_mapping(source, where)
     if mapping is not None:
-        return _from_mapping(mapping, where)
+        return _from_mapping(mapping, where, given)
     try:
-        script = read_script(source)
+        script = read_script(str(source), given)
     except PlanError as error:
         raise PlanError(where, error.problem, "is it a shell script?") from None
     words = _megatron_words(script)
@@ -96,12 +100,17 @@ def _as_mapping(text: str, where: str) -> dict[str, Any] | None:
     return None
 
 
-def _from_mapping(mapping: Mapping[str, Any], where: str) -> Launch:
+def _from_mapping(mapping: Mapping[str, Any], where: str, given: Mapping[str, str]) -> Launch:
     arguments = next((mapping[key] for key in _NESTED if isinstance(mapping.get(key), Mapping)), None)
     environment: Any = next((mapping[key] for key in ("ENV_VARS", "env", "environment") if key in mapping), {})
     if arguments is None:
         arguments = mapping
-    flags = from_mapping(arguments, where)
+    held = {str(k): str(v) for k, v in environment.items()} if isinstance(environment, Mapping) else {}
+    # Mappings for a launcher that fills in its own variables (${TP}).
+    flags = {
+        name: tuple(expand_text(word, {**held, **given}) if "$" in word else word for word in words)
+        for name, words in from_mapping(arguments, where).items()
+    }
     if not _TELLTALE & set(flags):
         raise PlanError(
             where, "has no Megatron-LM arguments (num-layers, hidden-size, ...)", "map argument names to values"
@@ -109,16 +118,15 @@ def _from_mapping(mapping: Mapping[str, Any], where: str) -> Launch:
     gpus = mapping.get("gpus") if arguments is not mapping else None
     return Launch(
         flags=flags,
-        environment={str(name): str(value) for name, value in environment.items()}
-        if isinstance(environment, Mapping)
-        else {},
+        environment=held,
         gpus=gpus if isinstance(gpus, int) and not isinstance(gpus, bool) else None,
     )
 
 
 def _megatron_words(script: Script) -> list[str] | None:
     """The arguments of the command that has most of Megatron's, else of all variables together."""
-    best = max(script.commands, key=_score, default=[])
+    # What is only shown is not what runs.
+    best = max((words for words in script.commands if words[0] not in ("echo", "printf")), key=_score, default=[])
     if _score(best) >= 2:
         program = next((index for index, word in enumerate(best) if word.endswith(".py")), -1)
         return best[program + 1 :]

@@ -23,6 +23,7 @@ def read(
     model: str | Mapping[str, Any] | None = None,
     vocabulary: int | None = None,
     gpus_per_node: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Imported:
     """Read a framework's launch file or configuration into a plan.
 
@@ -34,6 +35,7 @@ def read(
         model: Catalog name, path or mapping of the model, where the file does not describe one.
         vocabulary: Tokens in the vocabulary, where a Megatron-LM script leaves that to its tokenizer.
         gpus_per_node: GPUs in one host; else the file's, else the catalog's.
+        variables: Values of variables that a script leaves open; its arguments are ``1``, ``2``, ...
 
     Raises:
         PlanError: No such framework, or the file cannot be read into a plan.
@@ -49,9 +51,16 @@ def read(
         from moeplan.importers.megatron import read_megatron
 
         return read_megatron(
-            text, gpu, gpus, gpus_per_node=gpus_per_node, model=model, vocabulary=vocabulary, where=where
+            text,
+            gpu,
+            gpus,
+            gpus_per_node=gpus_per_node,
+            model=model,
+            vocabulary=vocabulary,
+            variables=variables,
+            where=where,
         )
-    asked = Asked(gpu, gpus, model, gpus_per_node)
+    asked = Asked(gpu, gpus, model, gpus_per_node, variables or {})
     if framework == "deepspeed":
         from moeplan.importers.deepspeed import read_deepspeed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moeplan.errors import PlanError
@@ -57,13 +57,18 @@ class _Statement:
         return first.text if first.kind == "word" else ""
 
 
-def read_script(text: str) -> Script:
+def read_script(text: str, variables: Mapping[str, str] | None = None) -> Script:
     """Read a shell script without running any of it.
+
+    Args:
+        text: The script.
+        variables: Values that it is started with: environment variables by name, arguments as ``1``, ``2``, ...
 
     Raises:
         PlanError: A quote or bracket is never closed, or the script is nested too deeply.
     """
     script = Script(directives=re.findall(r"^#SBATCH[ \t]+(.*?)[ \t]*$", text, re.MULTILINE))
+    script.variables.update(variables or {})
     try:
         _run(script, _statements(tokenize(text)), {}, 0)
     except RecursionError:
@@ -162,6 +167,9 @@ def _command(
         return None
     if words[0] in functions:
         _run(script, functions[words[0]], functions, depth + 1)
+        return None
+    if words[0] == "eval":
+        _run(script, _statements(tokenize(" ".join(words[1:]))), functions, depth + 1)
         return None
     script.commands.append(words)
     if words[0] in ("true", "false"):

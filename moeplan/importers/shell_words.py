@@ -7,8 +7,9 @@ characters, so that whoever uses a word can tell that its value is not in the sc
 from __future__ import annotations
 
 import ast
+import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -89,9 +90,9 @@ def tokenize(text: str) -> list[Token]:
             at = match.end()
         elif (match := _REDIRECTION.match(text, at)) and not text.startswith(("<(", ">("), at):
             at = _end_of_redirection(text, match.end())
-        elif operator := next((symbol for symbol in _OPERATORS if text.startswith(symbol, at)), None):
-            found.append(Token("operator", operator))
-            at += len(operator)
+        elif sign := next((symbol for symbol in _OPERATORS if text.startswith(symbol, at)), None):
+            found.append(Token("operator", sign))
+            at += len(sign)
         elif text.startswith(("<(", ">("), at):
             # Process substitution: a file name that only running it would give.
             end = _closing(text, at + 1, "(", ")") + 1
@@ -151,11 +152,34 @@ def expand_text(raw: str, variables: Mapping[str, Value]) -> str:
 
 def arithmetic(expression: str, variables: Mapping[str, Value]) -> str:
     """The value of ``$((expression))`` over integers, or unknown text where it is not plain integer arithmetic."""
-    text = re.sub(r"\$\{?([A-Za-z_]\w*)\}?", r"\1", expression)
+    text = re.sub(r"\$\{?([A-Za-z_]\w*|[0-9]+)\}?", lambda match: _operand(match.group(1), variables), expression)
+    # The conditional of C, which Python spells differently; nested ones stay unknown.
+    choice = re.fullmatch(r"([^?:]+)\?([^?:]+):([^?:]+)", text)
+    if choice is not None:
+        condition = arithmetic(choice.group(1), variables)
+        if is_unknown(condition):
+            return unknown(f"$(({expression.strip()}))")
+        return arithmetic(choice.group(2 if condition != "0" else 3), variables)
     try:
         return str(_integer(ast.parse(text.strip(), mode="eval").body, variables, 0))
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, OverflowError):
         return unknown(f"$(({expression.strip()}))")
+
+
+def _operand(name: str, variables: Mapping[str, Value]) -> str:
+    """A variable inside arithmetic: its name, or the value of an argument (whose name is a number itself)."""
+    value = variables.get(name, "unset")
+    return name if not name.isdigit() else value if isinstance(value, str) else value[0]
+
+
+_COMPARED: dict[type[ast.cmpop], Callable[[int, int], bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
 
 
 def _integer(node: ast.AST, variables: Mapping[str, Value], depth: int) -> int:
@@ -168,6 +192,9 @@ def _integer(node: ast.AST, variables: Mapping[str, Value], depth: int) -> int:
         return int(value) if isinstance(value, str) else int(value[0])
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_integer(node.operand, variables, depth + 1)
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARED:
+        left, right = _integer(node.left, variables, depth + 1), _integer(node.comparators[0], variables, depth + 1)
+        return int(_COMPARED[type(node.ops[0])](left, right))
     if isinstance(node, ast.BinOp):
         left, right = _integer(node.left, variables, depth + 1), _integer(node.right, variables, depth + 1)
         if abs(left) > 1 << 62 or abs(right) > 1 << 62:
@@ -259,7 +286,7 @@ def _substitution(raw: str, at: int, variables: Mapping[str, Value]) -> tuple[in
 
 
 def _parameter(body: str, variables: Mapping[str, Value]) -> str:
-    match = re.match(r"([A-Za-z_]\w*|[0-9@*#?])(\[[^\]]*\])?(.*)\Z", body, re.DOTALL)
+    match = re.match(r"([A-Za-z_]\w*|[0-9]+|[@*#?])(\[[^\]]*\])?(.*)\Z", body, re.DOTALL)
     if match is None:
         return unknown(f"${{{body}}}")
     name, index, rest = match.groups()
@@ -268,17 +295,17 @@ def _parameter(body: str, variables: Mapping[str, Value]) -> str:
         position = index[1:-1]
         items = value if isinstance(value, tuple) else (value,)
         value = items[int(position)] if position.isdigit() and int(position) < len(items) else None
-    operator = re.match(r":?[-=+?]", rest)
+    kind = re.match(r":?[-=+?]", rest)
     if not rest:
         return _text_of(value, f"${{{body}}}")
-    if operator is None:
+    if kind is None:
         # ${x%.json}, ${x/a/b} and the like: nothing that a number of layers or a degree is made of.
         return unknown(f"${{{body}}}")
-    present = value is not None and not (operator.group().startswith(":") and value in ("", ()))
-    alternative = expand_text(rest[operator.end() :], variables)
-    if operator.group()[-1] == "+":
+    present = value is not None and not (kind.group().startswith(":") and value in ("", ()))
+    alternative = expand_text(rest[kind.end() :], variables)
+    if kind.group()[-1] == "+":
         return alternative if present else ""
-    if operator.group()[-1] == "?" and not present:
+    if kind.group()[-1] == "?" and not present:
         return unknown(f"${{{name}}}")
     return _text_of(value, "") if present else alternative
 

@@ -99,7 +99,7 @@ def read_torchtitan(text: str, asked: Asked, where: str) -> Imported:
     Raises:
         PlanError: It is none of these, or lacks what neither it nor the user says.
     """
-    document = _document(text, where)
+    document = _document(text, where, asked.variables)
     if not {"parallelism", "training", "model"} & set(document):
         raise PlanError(where, "is no torchtitan configuration", "it has [training] and [parallelism]")
     carried = read_carried(text, where)
@@ -120,7 +120,7 @@ def read_torchtitan(text: str, asked: Asked, where: str) -> Imported:
     return Imported(plan, tuple(_unused(document)), tuple(assumptions))
 
 
-def _document(text: str, where: str) -> dict[str, dict[str, Any]]:
+def _document(text: str, where: str, variables: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Section -> key -> value, whatever the file is."""
     if re.search(r"^\s*\[[\w.]+\]\s*(#.*)?$", text, re.MULTILINE) and not text.startswith("#!"):
         try:
@@ -136,7 +136,7 @@ def _document(text: str, where: str) -> dict[str, dict[str, Any]]:
         if module is not None:
             document.setdefault("model", {}).setdefault("name", module.group(1))
         return document
-    return _script_document(text, where)
+    return _script_document(text, where, variables)
 
 
 def _flat_sections(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -151,9 +151,9 @@ def _flat_sections(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _script_document(text: str, where: str) -> dict[str, dict[str, Any]]:
+def _script_document(text: str, where: str, variables: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The ``--section.key value`` overrides of a launch script, over the TOML that it names where that is at hand."""
-    script = read_script(text)
+    script = read_script(text, variables)
     words = max(script.commands, key=lambda w: sum(bool(re.match(r"--\w+\.\w", word)) for word in w), default=[])
     document: dict[str, dict[str, Any]] = {}
     options = _dotted_options(words)
@@ -163,7 +163,7 @@ def _script_document(text: str, where: str) -> dict[str, dict[str, Any]]:
             if path.suffix == ".toml" and path.is_file():
                 from moeplan.documents import read_text
 
-                document = _document(read_text(path), str(path))
+                document = _document(read_text(path), str(path), variables)
     for name, value in options.items():
         section, _, key = name.rpartition(".")
         if is_unknown(value):
