@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "results"))
 
-from memory_cases import Fit, Integration, Stage, fits, integration, measured, savings
+from memory_cases import Fit, Integration, Stage, cases, fits, integration, measured, priced, savings
+
+from moeplan.plan import load_plan
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,21 @@ def test_integration_runs_peak_within_six_percent(runs: list[Integration]) -> No
     for run in runs:
         if not run.left_out:
             assert run.peak[1] == pytest.approx(run.peak[0], rel=0.06), run.case
+
+
+@pytest.mark.parametrize(
+    ("recompute", "saved_gib"),
+    [
+        ({"granularity": "none"}, 6.08),
+        ({"granularity": "full"}, 1.02),
+        ({"granularity": "selective", "modules": ["layernorm", "mla_up_proj", "moe_act"]}, 3.38),
+    ],
+)
+def test_recomputation_keeps_what_another_account_keeps(recompute: dict[str, Any], saved_gib: float) -> None:
+    # SimuMax v1.2, cached bytes per micro batch of the measured DeepSeek-V2 run (four layers, EP8).
+    plan = next(case["plan"] for case in cases("memory_measured") if "deepseekv2" in case["id"])
+    answer = priced(load_plan({**plan, "recompute": recompute}))
+    assert answer.gib("activations", 0) == pytest.approx(saved_gib, rel=0.02)
 
 
 def test_published_runs_fit_unless_their_missing_setting_is_named(published: list[Fit]) -> None:
