@@ -11,7 +11,8 @@ import numpy as np
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.stages import Structure, micro_batches, structure
 from moeplan.estimator.table import Table
-from moeplan.estimator.time.layers import LayerTime, Pricer, group_limit, layer_times
+from moeplan.estimator.time.items import Pricer, group_limit
+from moeplan.estimator.time.layers import LayerTime, layer_times
 from moeplan.estimator.time.step import step_terms
 from moeplan.model.architecture import Architecture
 from moeplan.operators.work import AttentionCore, Gemm
@@ -56,7 +57,7 @@ def detail(
     table = Table.of_rows([row])
     stages = structure(architecture, table, all_stages=True)
     terms = step_terms(architecture, machine, table, stages, given)
-    times, _, distinct = layer_times(stages.parts, machine, table, given, group_limit(architecture))
+    times, _, distinct = layer_times(stages.parts, machine, table, given, group_limit(architecture), named=True)
     m = float(micro_batches(table)[0]) * (0.5 if row["schedule"] == "dualpipe" else 1.0)
     runs = stages.runs[stages.index[0], terms.stage[0]] * m
     operators = _weighted(times, runs, "operators")

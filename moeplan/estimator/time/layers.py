@@ -1,25 +1,162 @@
-"""From work items to seconds: one layer, one micro batch, forward and backward, on the distinct ways to cut it."""
+"""From operators to layers: one micro batch, forward and backward, with the overlap rules of communication applied."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.precision import precision
-from moeplan.estimator.shard import SHARD_COLUMNS, shard_of
-from moeplan.estimator.table import Codes, Table
-from moeplan.estimator.time.coefficients import coefficients, of_generation
-from moeplan.estimator.time.collectives import Limit, Links, Span
-from moeplan.estimator.time.efficiency import Kernels
-from moeplan.model.architecture import Architecture, Layer
+from moeplan.estimator.table import Codes, Column, Table
+from moeplan.estimator.time.coefficients import coefficients
+from moeplan.estimator.time.collectives import Limit
+from moeplan.estimator.time.items import TIME_COLUMNS, Pricer
+from moeplan.model.architecture import Layer, Operator
+from moeplan.operators.attention import Attention, LatentAttention
 from moeplan.operators.base import Array, Shard
-from moeplan.operators.work import AttentionCore, Collective, Gemm, Scan, Traffic, Work
+from moeplan.operators.counted import CountedExperts
+from moeplan.operators.embedding import Embedding, Head, TokenPredictionProjection
+from moeplan.operators.mlp import DenseMLP
+from moeplan.operators.moe import MoE
+from moeplan.operators.norm import Norm
+from moeplan.operators.work import Collective, Traffic, Work
 
-TIME_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "overlap_tp", "overlap_ep", "gradient_dtype")
-"""Columns that the time of one layer depends on."""
+GROUPS = ("tp", "cp", "ep", "etp")
+
+_DENSE = (
+    "tp",
+    "sp",
+    "cp",
+    "micro_batch_size",
+    "sequence_length",
+    "precision",
+    "gradient_dtype",
+    "recompute",
+    "recompute_modules",
+)
+_EXPERTS = ("ep", "etp", "top_k", "dispatcher", "capacity_factor", "load_imbalance", "cuda_graphs")
+
+
+def columns_of(operator: Operator) -> tuple[str, ...]:
+    """Columns that an operator's time depends on: candidates that agree in them share one evaluation."""
+    if isinstance(operator, Norm | DenseMLP | Embedding | TokenPredictionProjection):
+        return _DENSE
+    if isinstance(operator, Attention | LatentAttention):
+        return (*_DENSE, "cp_comm", "flash_attention")
+    if isinstance(operator, Head):
+        return (*_DENSE, "fused_cross_entropy")
+    if isinstance(operator, MoE | CountedExperts):
+        return (*_DENSE, *_EXPERTS)
+    return TIME_COLUMNS
+
+
+@dataclass
+class OperatorTime:
+    """Seconds of one operator and one micro batch; arrays of shape (rows,).
+
+    Attributes:
+        forward: Kernels of the forward pass.
+        backward: Kernels of the backward pass, without replays.
+        weight: Of ``backward``, the weight gradients.
+        replay: Forward kernels and communication that selective recomputation runs again.
+        replay_full: The same under full recomputation.
+        launches: Host time in forward, in launches of a module.
+        attention: Of ``forward``, attention itself: what a context-parallel ring hides behind.
+        sent: By group: communication of forward, of backward, and of backward beside kernels.
+        named: Kernel seconds, forward plus backward, by item.
+    """
+
+    forward: Array
+    backward: Array
+    weight: Array
+    replay: Array
+    replay_full: Array
+    launches: Array
+    attention: Array
+    sent: dict[str, tuple[Array, Array, Array]] = field(default_factory=dict)
+    named: dict[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def nothing(cls, rows: int) -> OperatorTime:
+        """No time at all."""
+        zeros = np.zeros((7, rows))
+        return cls(zeros[0], zeros[1], zeros[2], zeros[3], zeros[4], zeros[5], zeros[6])
+
+    def take(self, index: Codes, named: bool) -> OperatorTime:
+        """The rows at ``index``; the names only where they are asked for."""
+        taken = OperatorTime(
+            np.take(self.forward, index),
+            np.take(self.backward, index),
+            np.take(self.weight, index),
+            np.take(self.replay, index),
+            np.take(self.replay_full, index),
+            np.take(self.launches, index),
+            np.take(self.attention, index),
+        )
+        for group, (forward, backward, hidden) in self.sent.items():
+            taken.sent[group] = np.take(forward, index), np.take(backward, index), np.take(hidden, index)
+        if named:
+            taken.named = {name: np.take(seconds, index) for name, seconds in self.named.items()}
+        return taken
+
+    def absorb(self, other: OperatorTime) -> None:
+        """Add another operator's time."""
+        self.forward += other.forward
+        self.backward += other.backward
+        self.weight += other.weight
+        self.replay += other.replay
+        self.replay_full += other.replay_full
+        self.launches += other.launches
+        self.attention += other.attention
+        for group, parts in other.sent.items():
+            self.send(group, *parts)
+        for name, seconds in other.named.items():
+            self.named[name] = self.named.get(name, 0.0) + seconds
+
+    def send(self, group: str, forward: Array, backward: Array, hidden: Array) -> None:
+        """Add communication of a group."""
+        if group in self.sent:
+            before = self.sent[group]
+            forward, backward, hidden = before[0] + forward, before[1] + backward, before[2] + hidden
+        self.sent[group] = forward, backward, hidden
+
+
+def operator_time(pricer: Pricer, operator: Operator) -> OperatorTime:
+    """Price one operator on every row of the pricer's table."""
+    total = OperatorTime.nothing(pricer.table.rows)
+    shard = pricer.shard
+    full = shard.value("recompute.full")
+    for item in operator.work(shard):
+        replayed = _replayed(item, shard)
+        if isinstance(item, Collective):
+            seconds = pricer.collective(item)
+            total.send(
+                item.group,
+                item.forward * seconds,
+                (item.backward - item.hidden_backward) * seconds,
+                item.hidden_backward * seconds,
+            )
+            total.launches += np.where(item.payload > 0, 2.0, 0.0)
+            total.replay += replayed * (item.forward * seconds)
+            total.replay_full += full * (item.forward * seconds)
+            continue
+        forward, backward, weight = pricer.kernel(item)
+        total.forward += forward
+        total.backward += backward
+        total.weight += weight
+        total.replay += replayed * forward
+        total.replay_full += full * forward
+        total.launches += _launches(item)
+        if item.name == "core_attention":
+            total.attention += forward
+        total.named[item.name] = total.named.get(item.name, 0.0) + forward + backward
+    if isinstance(operator, MoE):
+        wait = pricer.wait_s(operator.local_experts(shard))
+        total.forward += wait
+        total.backward += wait
+        total.named["experts.wait"] = np.zeros(pricer.table.rows) + 2 * wait
+    return total
 
 
 @dataclass
@@ -27,16 +164,15 @@ class LayerTime:
     """Seconds of one layer and one micro batch; arrays of shape (rows,).
 
     Attributes:
-        forward: Kernels of the forward pass.
+        forward: Kernels of the forward pass, stretched to the host's pace.
         backward: Kernels of the backward pass, without replays.
         weight: Of ``backward``, the weight gradients (what zero-bubble schedules move).
         replay: Forward kernels and communication that selective recomputation runs again.
         replay_full: The same under full recomputation.
         exposed_forward: Communication in forward that nothing hides.
         exposed_backward: The same in backward.
-        operators: Kernel seconds (forward plus backward) by item, for the breakdown.
-        groups: Exposed communication by group, for the breakdown.
-        limits: Kernel seconds by what limits them: ``arithmetic``, ``memory``, ``latency``.
+        operators: Kernel seconds (forward plus backward) by item; only where asked for.
+        groups: Exposed communication by group.
     """
 
     forward: Array
@@ -46,211 +182,8 @@ class LayerTime:
     replay_full: Array
     exposed_forward: Array
     exposed_backward: Array
-    operators: dict[str, Array] = field(default_factory=dict)
-    groups: dict[str, Array] = field(default_factory=dict)
-    limits: dict[str, Array] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pricer:
-    """Prices items on one machine for one table of distinct ways to cut a layer."""
-
-    machine: Machine
-    kernels: Kernels
-    links: Links
-    table: Table
-    shard: Shard
-    limit: Limit | None = None
-
-    @classmethod
-    def of(cls, machine: Machine, factors: Mapping[str, float], table: Table, limit: Limit | None = None) -> Pricer:
-        """Bind a machine to a table that holds :data:`TIME_COLUMNS`."""
-        shard = _per_micro_batch(shard_of(table))
-        return cls(machine, Kernels(machine, factors), Links(machine, factors), table, shard, limit)
-
-    def layer(self, layer: Layer) -> LayerTime:
-        """The time of one layer."""
-        zeros = np.zeros(self.table.rows)
-        total = LayerTime(
-            zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy()
-        )
-        host = _Host(self, zeros.copy(), zeros.copy())
-        communication = _Communication(self)
-        for operator in layer.operators:
-            for item in operator.work(self.shard):
-                if isinstance(item, Collective):
-                    communication.add(item)
-                    host.add(np.where(item.payload > 0, 2.0, 0.0))
-                    continue
-                forward, backward, weight = self.kernel(item)
-                _add(total, item, forward, backward, weight, self.shard)
-                host.add(_launches(item))
-        if layer.moe is not None:
-            self._synchronize(layer.moe.local_experts(self.shard), total)
-        host.settle(total)
-        communication.settle(total)
-        return total
-
-    def kernel(self, item: Gemm | AttentionCore | Traffic | Scan) -> tuple[Array, Array, Array]:
-        """Forward and backward seconds of an item that computes, and the weight gradient's part of backward."""
-        if isinstance(item, Gemm):
-            return self._gemm(item)
-        if isinstance(item, AttentionCore):
-            return self._attention(item)
-        zero = np.zeros(self.table.rows)
-        if isinstance(item, Traffic):
-            forward = self.kernels.traffic_s(item.forward, item.kernels, item.pattern)
-            backward = self.kernels.traffic_s(item.backward, 1.5 * item.kernels, item.pattern)
-            passes = 1.0
-            if item.pattern in ("permute", "expert"):
-                passes = self.eager_experts() * (coefficients()["eager_experts"]["passes"] - 1) + 1
-            return zero + forward * passes, zero + backward * passes, zero
-        rate = self.kernels.peak("bf16") * coefficients()["scan_share"]
-        seconds = np.maximum(item.flops / rate, item.traffic / self.kernels.memory_rate("stream"))
-        return zero + seconds, zero + 2 * seconds, zero
-
-    def eager_experts(self) -> Array:
-        """1 where experts run eagerly, 0 where one fused path replays them under CUDA graphs.
-
-        The fused path (grouped MLP with quantization and activation inside, buffers of fixed size, full-iteration
-        graphs) exists for MXFP8 on Blackwell with HybridEP since NeMo 26.06 (Megatron-LM ``moe_paged_stash``,
-        ``use_transformer_engine_op_fuser``). A plan does not tell its software: the factor ``fused_moe`` does, 1 for
-        software that has it and 0 for software before; untold, the middle is taken, and the uncertainty covers both.
-        """
-        fused = (
-            (self.machine.generation == "blackwell")
-            * _level(self.table, "precision", "mxfp8")
-            * self.shard.value("dispatcher.hybridep")
-            * self.shard.value("cuda_graphs")
-        )
-        untold = float(coefficients()["eager_experts"]["fused_by_default"])
-        return np.asarray(1.0 - fused * float(self.kernels.factors.get("fused_moe", untold)))
-
-    def host_pace(self) -> float:
-        """Host time over that of an x86 host: the Arm host of superchips (racks of 72) launches more slowly."""
-        arm = self.machine.nvlink_domain > 8
-        slow = float(coefficients()["host"]["arm"]) if arm else 1.0
-        return slow * float(self.kernels.factors.get("host_overhead", 1.0))
-
-    def _synchronize(self, local_experts: Array, total: LayerTime) -> None:
-        """Eager experts wait for the number of tokens per expert, then launch expert by expert.
-
-        Per pass: one round trip to the host, and per local expert its GEMMs, twice as many kernels where inputs are
-        quantized too.
-        """
-        data = coefficients()["eager_experts"]
-        kernels = 1.0 + self.shard.value("low_precision")
-        wait = (data["wait_us"] + data["expert_us"] * local_experts * kernels) * 1e-6
-        wait = wait * self.eager_experts() * self.host_pace()
-        total.forward = total.forward + wait
-        total.backward = total.backward + wait
-        total.operators["experts.wait"] = 2 * wait
-
-    def _gemm(self, item: Gemm) -> tuple[Array, Array, Array]:
-        m, n, k, groups = item.tokens, item.outputs, item.inputs, item.groups
-        section = "grouped_gemm" if item.grouped else "gemm"
-        column = self.table.columns["precision"]
-        size = (
-            self.shard.value("gemm_input_bytes", 2.0) if item.quantized else self.shard.value("activation_bytes", 2.0)
-        )
-        wide = self.shard.value("activation_bytes", 2.0)
-        gradient = np.where(_level(self.table, "gradient_dtype", "fp32"), 8.0, 4.0)
-        forward, backward, weight = (np.zeros(self.table.rows) for _ in range(3))
-        for code, name in enumerate(column.levels):
-            kind = name if item.quantized or not precision(name).low else "bf16"
-            price = (groups, kind, section)
-            inputs, weights, outputs = groups * m * k, groups * n * k, groups * m * n
-            chosen = column.codes == code
-            first = self.kernels.gemm_s(m, n, k, *price, (inputs + weights) * size + outputs * wide)
-            data = self.kernels.gemm_s(m, k, n, *price, (outputs + weights) * size + inputs * wide)
-            grad = self.kernels.gemm_s(k, n, m, *price, (inputs + outputs) * size + weights * gradient, weight=True)
-            cast, cast_back = self._quantization(name, inputs, outputs, wide) if item.quantized else (0.0, 0.0)
-            forward = np.where(chosen, first + cast, forward)
-            backward = np.where(chosen, data + grad + cast_back, backward)
-            weight = np.where(chosen, grad, weight)
-        return forward, backward, weight
-
-    def _quantization(
-        self, name: str, inputs: Array, outputs: Array, wide: Array
-    ) -> tuple[Array | float, Array | float]:
-        """Casts of a GEMM's input (forward) and of its output's gradient (backward), row- and column-wise.
-
-        A cast reads the 16-bit tensor and writes it twice. The fitted factor counts what comes on top (the pass that
-        finds the largest element, transposes, which Hopper's FP8 needs and Blackwell's does not) less what is fused
-        into the kernel before (norm, activation).
-        """
-        facts = precision(name)
-        if not facts.low:
-            return 0.0, 0.0
-        fitted = of_generation("quantization", self.machine.generation)
-        fused = fitted.get(facts.compute, fitted["fp8"])
-        per_element = (wide + 2 * facts.gemm_input) * fused
-        rate = self.kernels.memory_rate("stream")
-        return inputs * per_element / rate, outputs * per_element / rate
-
-    def _attention(self, item: AttentionCore) -> tuple[Array, Array, Array]:
-        pairs = item.sequences * item.heads * item.queries * item.keys
-        flops = 2 * pairs * (item.qk_dim + item.v_dim)
-        blocks = item.sequences * item.heads * item.queries / 128
-        forward = self.kernels.attention_s(flops, blocks, item.qk_dim, backward=False)
-        backward = self.kernels.attention_s(2.5 * flops, blocks, item.qk_dim, backward=True)
-        zero = np.zeros(self.table.rows)
-        return zero + forward, zero + backward, zero
-
-    def collective(self, item: Collective) -> Array:
-        """Seconds of one run of a collective."""
-        span = self.span(item.group)
-        links = self.links
-        if item.kind == "all_reduce":
-            return links.ring_s(span, item.payload, 2.0)
-        if item.kind == "all_to_all":
-            return links.all_to_all_s(span, item.payload)
-        if item.kind == "ring":
-            return (span.size - 1) * links.neighbour_s(span, item.payload)
-        if item.kind == "dispatch":
-            return self._dispatch(item, span)
-        return links.ring_s(span, item.payload)
-
-    def _dispatch(self, item: Collective, span: Span) -> Array:
-        row = item.payload / np.maximum(item.tokens * item.copies, 1.0)
-        seconds = self.links.all_to_all_s(span, item.payload)
-        for library in ("deepep", "hybridep"):
-            chosen = self.shard.value(f"dispatcher.{library}") > 0
-            if np.any(chosen):
-                tokens = np.where(item.payload > 0, item.tokens, 0.0)
-                seconds = np.where(
-                    chosen, self.links.dispatch_s(span, tokens, item.copies, row, library, self.limit), seconds
-                )
-        return np.asarray(seconds)
-
-    def span(self, group: str) -> Span:
-        """The ranks of a group, as Megatron lays them out (tp-cp inside attention, etp-ep inside experts)."""
-        shard = self.shard
-        size, stride = {
-            "tp": (shard.tp, np.ones(1)),
-            "cp": (shard.cp, shard.tp),
-            "etp": (shard.etp, np.ones(1)),
-            "ep": (shard.ep, shard.etp),
-        }[group]
-        return self.links.span(size, stride)
-
-
-def group_limit(architecture: Architecture) -> Limit | None:
-    """The model's group-limited routing, or None."""
-    groups, chosen = architecture.details.router_groups, architecture.details.router_group_top_k
-    return Limit(groups, chosen) if groups and chosen and groups > 1 else None
-
-
-def _per_micro_batch(shard: Shard) -> Shard:
-    """Load imbalance as the exchange of one micro batch meets it.
-
-    Imbalance is measured over many sequences; tokens of one sequence route alike, so an expert-parallel group that sees
-    few sequences at a time fluctuates more: its excess grows with the square root of ``sequences`` over those it sees.
-    """
-    enough = coefficients()["routing"]["sequences"]
-    seen = np.maximum(shard.micro_batch_size * shard.ep * shard.etp / (shard.tp * shard.cp), 1.0)
-    excess = np.maximum(shard.value("load_imbalance", 1.0) - 1.0, 0.0) * np.sqrt(np.maximum(enough / seen, 1.0))
-    return replace(shard, values={**shard.values, "load_imbalance": 1.0 + excess})
+    operators: dict[str, Array]
+    groups: dict[str, Array]
 
 
 def layer_times(
@@ -259,25 +192,53 @@ def layer_times(
     table: Table,
     factors: Mapping[str, float],
     limit: Limit | None = None,
+    named: bool = False,
 ) -> tuple[list[LayerTime], Codes, Table]:
     """Price every part on the distinct rows of a table.
+
+    Each operator is priced on the distinct rows of the columns it depends on, once however many parts hold it.
+
+    Args:
+        parts: The layers to price.
+        machine: The GPU and its links.
+        table: Candidates.
+        factors: Calibration factors.
+        limit: The model's group-limited routing.
+        named: Keep kernel seconds by item.
 
     Returns:
         One :class:`LayerTime` per part over the distinct rows, the distinct row of each table row, the distinct table.
     """
     distinct, index = table.distinct(TIME_COLUMNS)
     pricer = Pricer.of(machine, factors, distinct, limit)
-    return [pricer.layer(part) for part in parts], index, distinct
+    cuts: dict[tuple[str, ...], tuple[Pricer, Codes]] = {}
+    known: dict[Operator, OperatorTime] = {}
+    times = []
+    for part in parts:
+        total = OperatorTime.nothing(distinct.rows)
+        for operator in part.operators:
+            if operator not in known:
+                names = columns_of(operator)
+                if names not in cuts:
+                    cuts[names] = _cut(machine, factors, distinct, names, limit)
+                own, rows = cuts[names]
+                known[operator] = operator_time(own, operator).take(rows, named)
+            total.absorb(known[operator])
+        times.append(_settled(pricer, total))
+    return times, index, distinct
 
 
-def _add(total: LayerTime, item: Work, forward: Array, backward: Array, weight: Array, shard: Shard) -> None:
-    total.forward += forward
-    total.backward += backward
-    total.weight += weight
-    replayed = _replayed(item, shard)
-    total.replay += replayed * forward
-    total.replay_full += shard.value("recompute.full") * forward
-    total.operators[item.name] = total.operators.get(item.name, 0.0) + forward + backward
+def _cut(
+    machine: Machine, factors: Mapping[str, float], table: Table, names: tuple[str, ...], limit: Limit | None
+) -> tuple[Pricer, Codes]:
+    """A pricer on the distinct rows of some columns, the others held constant, and the row of each table row."""
+    distinct, rows = table.distinct(names)
+    rest = {
+        name: Column.constant(table.columns[name].levels[0], distinct.rows)
+        for name in TIME_COLUMNS
+        if name not in names
+    }
+    return Pricer.of(machine, factors, distinct.with_columns(rest), limit), rows
 
 
 def _replayed(item: Work, shard: Shard) -> Array:
@@ -299,89 +260,78 @@ def _launches(item: Work) -> Array | float:
     return np.where(item.forward > 0, small * item.kernels, 0.0)
 
 
-def _level(table: Table, name: str, value: object) -> Array:
-    column = table.columns[name]
-    return np.take(np.array([level == value for level in column.levels]), column.codes)
+def _settled(pricer: Pricer, time: OperatorTime) -> LayerTime:
+    """Stretch kernels to the host's pace, then expose what communication they cannot hide."""
+    launch_s = coefficients()["host"]["kernel_us"] * 1e-6 * pricer.host_pace()
+    eager = pricer.shard.value("cuda_graphs") == 0
+    # Backward launches half as many kernels again (data and weight gradients against one product).
+    forward = _paced(time.forward, time.launches * launch_s, eager)
+    backward = _paced(time.backward, 1.5 * time.launches * launch_s, eager)
+    named = dict(time.named)
+    if named:
+        named["host"] = (forward - time.forward) + (backward - time.backward)
+    exposed_forward, exposed_backward = np.zeros_like(forward), np.zeros_like(forward)
+    groups = {}
+    for group, sent in time.sent.items():
+        first, second = _exposed(pricer, group, sent, time, (forward, backward))
+        exposed_forward += first
+        exposed_backward += second
+        groups[group] = first + second
+    return LayerTime(
+        forward,
+        backward,
+        time.weight,
+        time.replay,
+        time.replay_full,
+        exposed_forward,
+        exposed_backward,
+        named,
+        groups,
+    )
 
 
-@dataclass
-class _Host:
-    """Time that the host needs to launch what a layer runs; it sets the pace where kernels are short."""
+def _paced(device: Array, host: Array, eager: Array) -> Array:
+    """Kernels at the host's pace where CUDA graphs do not replay them.
 
-    pricer: Pricer
-    forward: Array
-    backward: Array
-
-    def add(self, launches: Array | float) -> None:
-        kernel_s = coefficients()["host"]["kernel_us"] * 1e-6
-        self.forward = self.forward + launches * kernel_s
-        self.backward = self.backward + 1.5 * launches * kernel_s
-
-    def settle(self, total: LayerTime) -> None:
-        """Stretch kernels to the host's pace where CUDA graphs do not replay them.
-
-        Within a layer now the device and now the host sets the pace, so the slower of the two is rounded: a norm of
-        order 6, 12 % above either where both take the same time.
-        """
-        eager = 1 - self.pricer.shard.value("cuda_graphs")
-        forward, backward = (self.pricer.host_pace() * host * eager for host in (self.forward, self.backward))
-        late_forward = np.where(eager > 0, (total.forward**6 + forward**6) ** (1 / 6) - total.forward, 0.0)
-        late_backward = np.where(eager > 0, (total.backward**6 + backward**6) ** (1 / 6) - total.backward, 0.0)
-        total.forward = total.forward + late_forward
-        total.backward = total.backward + late_backward
-        total.operators["host"] = late_forward + late_backward
+    Within a layer now the device and now the host sets the pace, so the slower of the two is rounded: a norm of order
+    6, 12 % above either where both take the same time.
+    """
+    slow = np.maximum(np.maximum(device, host), 1e-30)
+    # Written out: repeated products are exact to the same bits wherever a row lies, powers need not be.
+    square_d, square_h = (device / slow) ** 2, (host / slow) ** 2
+    norm = slow * np.cbrt(np.sqrt(square_d * square_d * square_d + square_h * square_h * square_h))
+    return np.where(eager, np.maximum(norm, device), device)
 
 
-class _Communication:
-    """Collects a layer's communication, then takes off what computation hides."""
+def _exposed(
+    pricer: Pricer,
+    group: str,
+    sent: tuple[Array, Array, Array],
+    time: OperatorTime,
+    kernels: tuple[Array, Array],
+) -> tuple[Array, Array]:
+    """What stays exposed of a group's communication in forward and backward (rules: see the package's docstring)."""
+    rules = coefficients()["overlap"]
+    forward, backward, hidden = sent
+    if group == "tp":
+        behind = np.minimum(hidden, _SHARE_OF_BACKWARD * kernels[1])
+        share = np.where(pricer.table["overlap_tp"] > 0, rules["tp_exposed"], 1.0)
+        return forward * share, backward * share + (hidden - behind + rules["tp_backward"] * behind)
+    if group == "ep":
+        both = kernels[0] + kernels[1]
+        whole = forward + backward
+        kept = np.maximum(whole - both, 0.0) + rules["ep_exposed"] * np.minimum(whole, both)
+        ratio = np.where(pricer.table["overlap_ep"] > 0, kept / np.maximum(whole, 1e-12), 1.0)
+        return forward * ratio, backward * ratio
+    if group == "cp":
+        # The ring passes the next block beside the attention of this one; backward's attention takes longer.
+        leak = rules["interference"]
+        ring = pricer.shard.value("cp_comm.p2p") > 0
+        passed = np.maximum(forward - time.attention, leak * forward)
+        behind = np.minimum(hidden, _SHARE_OF_BACKWARD * kernels[1])
+        return np.where(ring, passed, forward), backward + (hidden - behind + rules["tp_backward"] * behind)
+    return forward, backward
 
-    def __init__(self, pricer: Pricer) -> None:
-        zeros = np.zeros(pricer.table.rows)
-        self.pricer = pricer
-        self.forward: dict[str, Array] = {group: zeros.copy() for group in ("tp", "cp", "ep", "etp")}
-        self.backward = {group: zeros.copy() for group in self.forward}
-        self.hidden = {group: zeros.copy() for group in self.forward}
-        self.replay = zeros.copy()
-        self.replay_full = zeros.copy()
-        self.ring_forward = zeros.copy()
 
-    def add(self, item: Collective) -> None:
-        seconds = self.pricer.collective(item)
-        shard = self.pricer.shard
-        self.forward[item.group] = self.forward[item.group] + item.forward * seconds
-        self.backward[item.group] = self.backward[item.group] + (item.backward - item.hidden_backward) * seconds
-        self.hidden[item.group] = self.hidden[item.group] + item.hidden_backward * seconds
-        self.replay = self.replay + _replayed(item, shard) * item.forward * seconds
-        self.replay_full = self.replay_full + shard.value("recompute.full") * item.forward * seconds
-
-    def settle(self, total: LayerTime) -> None:
-        """Apply the overlap rules (see the package's docstring) and add what stays exposed."""
-        rules = coefficients()["overlap"]
-        overlap_tp = self.pricer.table["overlap_tp"] > 0
-        overlap_ep = self.pricer.table["overlap_ep"] > 0
-        compute_f, compute_b = total.forward.copy(), total.backward.copy()
-        for group in self.forward:
-            forward, backward, hidden = self.forward[group], self.backward[group], self.hidden[group]
-            leak = rules["interference"]
-            behind = np.minimum(hidden, 0.7 * compute_b)
-            exposed_hidden = hidden - behind + rules["tp_backward"] * behind
-            if group == "tp":
-                share = np.where(overlap_tp, rules["tp_exposed"], 1.0)
-                forward, backward = forward * share, backward * share
-            if group == "ep":
-                both = compute_f + compute_b
-                kept = np.maximum(forward + backward - both, 0.0) + rules["ep_exposed"] * np.minimum(
-                    forward + backward, both
-                )
-                ratio = np.where(overlap_ep, kept / np.maximum(forward + backward, 1e-12), 1.0)
-                forward, backward = forward * ratio, backward * ratio
-            if group == "cp":
-                # The ring passes the next block beside the attention of this one.
-                ring = self.pricer.shard.value("cp_comm.p2p") > 0
-                attention = total.operators.get("core_attention", np.zeros(1)) / 3.5
-                forward = np.where(ring, np.maximum(forward - attention, leak * forward), forward)
-            total.exposed_forward = total.exposed_forward + forward
-            total.exposed_backward = total.exposed_backward + backward + exposed_hidden
-            total.groups[group] = forward + backward + exposed_hidden
-        total.replay = total.replay + self.replay
-        total.replay_full = total.replay_full + self.replay_full
+# Kernels of backward that need no communicated input: the weight gradients and the data gradients beside them.
+_SHARE_OF_BACKWARD = 0.7

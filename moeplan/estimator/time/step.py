@@ -16,7 +16,8 @@ from moeplan.estimator.stages import Structure, micro_batches, trained_mtp_layer
 from moeplan.estimator.table import Codes, Column, Table
 from moeplan.estimator.time.coefficients import coefficients
 from moeplan.estimator.time.collectives import Links
-from moeplan.estimator.time.layers import LayerTime, group_limit, layer_times
+from moeplan.estimator.time.items import group_limit
+from moeplan.estimator.time.layers import LayerTime, layer_times
 from moeplan.estimator.time.schedule import bubble_s
 from moeplan.estimator.time.sharding import StepWork, step_work
 from moeplan.model.architecture import Architecture
