@@ -112,18 +112,13 @@ def stage_memory(
         other = np.take(per.other_whole, bytes_index) + np.take(per.other_shared, bytes_index) * over_dense
         optimizer = optimizer + holds.other[held_index] * other[:, None]
     buffers = fixed[held_index] + messages
-    # Without fused accumulation each weight's gradient exists beside the main buffer until it is added to it.
-    unfused = 1.0 - table["fused_gradient_accumulation"]
-    if unfused.any():
-        transient = transient + unfused[:, None] * 2.0 * holds.largest[held_index]
-    if (table["sharding"] >= 2).any():
-        transient = transient + _sharding_buffers(extended, structure)
-    grids, grid_index = table.distinct(OUTSIDE_COLUMNS)
-    overhead = np.broadcast_to(outside(architecture, machine, grids)[grid_index][:, None], buffers.shape)
+    transient = transient + _gradient_temporaries(extended, structure, holds.largest[held_index])
     stepping = optimizer_temporaries(table, optimizer)
     if stepping is not None:
         # Activations are gone when the optimizer runs.
         transient = np.maximum(transient, stepping - activations)
+    grids, grid_index = table.distinct(OUTSIDE_COLUMNS)
+    overhead = np.broadcast_to(outside(architecture, machine, grids)[grid_index][:, None], buffers.shape)
     allocated = parameters + gradients + optimizer + activations + transient + buffers
     return StageMemory(
         parameters=parameters,
@@ -136,6 +131,18 @@ def stage_memory(
         peak_allocated=allocated,
         peak_reserved=reserved(allocated, factors.get("fragmentation", 1.0)),
     )
+
+
+def _gradient_temporaries(extended: Table, structure: Structure, largest: Array) -> Array | float:
+    """Gathered parameters and gradients before they reach the main buffer; shape (rows, moments), 0 for none."""
+    found: Array | float = 0.0
+    unfused = 1.0 - extended["fused_gradient_accumulation"]
+    if unfused.any():
+        # Without fused accumulation a weight's 16-bit gradient exists until it is added to the main buffer.
+        found = unfused[:, None] * 2.0 * largest
+    if (extended["sharding"] >= 2).any():
+        found = found + _sharding_buffers(extended, structure)
+    return found
 
 
 def _fixed(machine: Machine, held: Table, structure: Structure) -> Array:

@@ -36,7 +36,7 @@ class Elements:
         expert: On the expert grid.
         dense_gemm: Of ``dense``, matrices that low-precision GEMMs read.
         dense_other: Of ``dense``, embedding, head and vectors, which Muon leaves to Adam.
-        largest: The largest single matrix.
+        largest: The largest layer's weight, all local experts of a grouped one together.
     """
 
     dense: Array
@@ -78,7 +78,8 @@ def elements(parts: Sequence[Layer], shard: Shard) -> Elements:
         expert.append(sum((w.elements for w in weights if w.expert), zero))
         gemm.append(sum((w.elements for w in weights if not w.expert and quantized(w)), zero))
         other.append(sum((w.elements for w in weights if not w.gemm or w.component == "lm_head"), zero))
-        sizes = [w.rows * w.columns + zero for w in weights]
+        # A grouped linear makes the gradients of all its experts at once.
+        sizes = [w.elements + zero for w in weights]
         largest.append(np.max(sizes, axis=0) if sizes else zero)
     return Elements(*(np.stack(columns, axis=1) for columns in (dense, expert, gemm, other, largest)))
 
