@@ -384,6 +384,10 @@ BAD = [
     (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--space", "defalt"], "default"),
     (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--trials", "0"], "trials"),
     (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--timeout", "nan"], "timeout"),
+    (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--seed", "-1"], "seed"),
+    (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--seed", "4294967296"], "seed"),
+    (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--top", "0"], "top"),
+    (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--workers", "-1"], "workers"),
     (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--tp", "two"], "tp"),
     (["search", "mixtral-8x7b", "--gpu", "h100", "--gpus", "8", "--tp", ","], "--tp"),
     (

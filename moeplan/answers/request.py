@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from moeplan.calibration import Calibration
 
 
+# Whole numbers of a request: a seed as NumPy's generators take it, the rest to keep nonsense out.
+_LIMITS = {"seed": (0, (1 << 32) - 1), "top": (1, 10_000), "workers": (1, 1024), "trials": (1, 10_000_000)}
+
+
 @dataclass(frozen=True)
 class Question:
     """A search about to be done.
@@ -84,6 +88,8 @@ def build_request(
     Raises:
         PlanError: The request cannot be used.
     """
+    for name, value in (("seed", seed), ("top", top), ("workers", workers), ("trials", trials)):
+        _check(name, value)
     choices = load_space(space)
     if settings:
         choices = choices.overlaid(_nested(settings), where)
@@ -132,6 +138,13 @@ def told_request(question: Question) -> dict[str, Any]:
 def dotted_key(column: str) -> str:
     """The plan's key of a candidate's column."""
     return ".".join(COLUMN_KEYS.get(column, (column,)))
+
+
+def _check(name: str, value: Any) -> None:
+    least, most = _LIMITS[name]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and least <= value <= most):
+        raise PlanError(name, f"is {value!r}", f"give a whole number from {least} to {most}")
 
 
 def _base(document: Mapping[str, Any], space: Space, where: str) -> Plan:
