@@ -52,14 +52,15 @@ def command(
     predicted = estimate(plan, calibration=calibration, margin_gib=margin(margin_gib))
     if not predicted.fits:
         warn(f"the plan does not fit: {-predicted.memory.headroom_gib:.1f} GiB too much ({predicted.limit})")
-    if adapt:
-        for name in names:
-            for change in nearest_plan(plan, name)[1]:
-                warn(f"{name}: {change}")
+    changes = {name: nearest_plan(plan, name)[1] for name in names} if adapt else {}
+    for name, changed in changes.items():
+        for change in changed:
+            warn(f"{name}: {change}")
     line = shlex.join(["moeplan", *sys.argv[1:]])
     written = write(plan, names, output, estimate=predicted, overwrite=overwrite, adapt=adapt, command=line)
     if as_json:
-        print_json({"schema_version": 1, "plan": plan.to_mapping(), "files": [str(path) for path in written]})
+        files = [str(path) for path in written]
+        print_json({"schema_version": 1, "plan": plan.to_mapping(), "files": files, "adapted": changes})
     else:
         for path in written:
             click.echo(path)
