@@ -27,7 +27,7 @@ Verdicts = list[tuple[Case, dict[str, Any]]]
 
 COLUMNS = {
     "Megatron-LM (megatron-core 0.19.2)": "parser, `validate_args`, `TransformerConfig`, optimizer and DDP "
-    "configurations, process groups of the whole world on torch's fake backend; arguments as bash hands them to torchrun",
+    "configurations, process groups of the whole world on torch's fake backend; arguments as bash hands them over",
     "DeepSpeed 0.19.8": "`DeepSpeedConfig` with the world's size, AutoEP's validation, top-level keys against its "
     "constants",
     "torchtitan 0.2.2": "`ConfigManager`, `ParallelDims`; the flavor built without memory",
@@ -165,8 +165,8 @@ def main() -> None:
         "Regenerate with `MOEPLAN_FRAMEWORKS=DIR python results/launch.py` (`tests/frameworks/build.sh` builds DIR).",
         "Every model of the catalog takes two turns through the settings of `tests/support/launch_cases.py`; what a "
         "target cannot run is adapted to the nearest plan that it can, as `--adapt` does. The judges run on a CPU: "
-        "they check configurations and process groups, not training. Megatron-Bridge's recipes need its own environment and "
-        "are not judged; their overrides carry the same values as the Megatron-LM arguments.",
+        "they check configurations and process groups, not training. Megatron-Bridge's recipes need its own "
+        "environment and are not judged; their overrides carry the same values as the Megatron-LM arguments.",
         "",
         *summary(found),
         "",

@@ -108,7 +108,7 @@ def test_models_that_no_key_helps(target: str, model: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize("target", launch.TARGETS)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(asked=plans())
 def test_adapted_plans_run_and_lawful_ones_stay(target: str, asked: Plan) -> None:
     """What adapt returns is refused by nothing, is its own nearest plan, and keeps model and number of GPUs."""

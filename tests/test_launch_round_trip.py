@@ -117,7 +117,7 @@ READ = {
 
 
 @pytest.mark.parametrize("target", launch.TARGETS)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
 @given(asked=plans())
 def test_round_trip(target: str, asked: Plan, tmp_path: Path) -> None:
     try:

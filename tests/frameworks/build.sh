@@ -10,7 +10,9 @@ set -euo pipefail
 
 directory="${MOEPLAN_FRAMEWORKS:?set MOEPLAN_FRAMEWORKS to the folder to build in}"
 minutes="${MOEPLAN_FRAMEWORKS_MINUTES:-15}"
-python="${PYTHON:-python3.11}"
+# Python 3.11 where there is one: its torch may be a CPU build kept on the machine; any other is the caller's.
+python="python3.11"
+"$python" -c 'import venv, ensurepip' 2>/dev/null || python="${PYTHON:-python3}"
 stamp="$directory/built-1"
 
 if [ -e "$stamp" ]; then
