@@ -154,6 +154,19 @@ def test_left_out_stages_are_at_most_a_kept_one_in_everything() -> None:
         )
 
 
+@given(
+    pp=st.sampled_from([2, 4, 8]), vpp=st.sampled_from([1, 2]), dense=st.integers(0, 5), micro_batches=st.integers(1, 6)
+)
+def test_kept_stages_cover_every_stage(pp: int, vpp: int, dense: int, micro_batches: int) -> None:
+    architecture = model(dense, 16 - dense, 1)
+    values = {"pp": pp, "vpp": vpp, "gpus": pp, "global_batch_size": pp * micro_batches}
+    everything, kept = one(architecture, **values), one(architecture, all_stages=False, **values)
+    weights = np.random.default_rng(0).random((20, everything.live.shape[2]))
+    for name in ("counts", "runs", "live"):
+        largest = (getattr(everything, name)[0] @ weights.T).max(axis=0)
+        np.testing.assert_allclose((getattr(kept, name)[0] @ weights.T).max(axis=0), largest)
+
+
 def test_tied_heads_and_token_prediction_bring_a_second_embedding_to_the_last_stage() -> None:
     for architecture in (model(0, 8, tied=True), model(0, 8, mtp=1)):
         stages = one(architecture, pp=4)

@@ -204,7 +204,11 @@ def _pipeline(architecture: Architecture, row: dict[str, Any], all_stages: bool)
     runs = weights.copy()
     runs[:, -1] *= 1 + mtp
     redone = np.zeros_like(weights) if block is None else _chunk_counts(architecture, chunks, int(block))
-    found = [_stage(architecture, chunks, (weights, runs, redone), _Moment(pp, stage, row)) for stage in range(pp)]
+    counted = (weights, runs, redone)
+    moments = [_Moment(pp, stage, row) for stage in range(pp)]
+    if not all_stages:
+        moments = [m for m in moments if not (m.stage and m.repeats(_Moment(pp, m.stage - 1, row), weights, redone))]
+    found = [_stage(architecture, chunks, counted, moment) for moment in moments]
     joined = _Pipeline(
         *(np.concatenate([getattr(item, name) for item in found]) for name in _Pipeline.__dataclass_fields__)
     )
@@ -226,6 +230,13 @@ class _Moment:
             # Each rank also holds its mirror stage and runs half of the micro batches in either direction.
             own += list(range(self.pp - 1 - self.stage, total, self.pp))
         return own
+
+    def repeats(self, before: _Moment, *counted: Array) -> bool:
+        """Whether this stage holds what the one before it holds, which keeps at least as many micro batches alive."""
+        if self.row["schedule"] == "dualpipe":
+            return False
+        own, others = self.chunks(len(counted[0])), before.chunks(len(counted[0]))
+        return all(np.array_equal(counts[own], counts[others]) for counts in counted)
 
     def live(self, virtual: int) -> Array:
         """Micro batches alive per virtual stage of :meth:`chunks`; shape (moments, chunks)."""
