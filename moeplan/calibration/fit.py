@@ -13,7 +13,7 @@ and Learning Algorithms, chapter 27: Laplace's method).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +134,15 @@ class _Observations:
             np.array([NOISE[quantity] for _, quantity, _ in entries]),
         )
 
+    def as_scattered(self, residuals: Array) -> _Observations:
+        """The same observations with the noise that the residuals show, where it is larger than was assumed."""
+        noise = self.noise.copy()
+        for quantity in set(self.quantity):
+            chosen = np.array([name == quantity for name in self.quantity], bool)
+            shown = float(np.sqrt(np.mean(residuals[chosen] ** 2)))
+            noise[chosen] = max(NOISE[quantity], shown)
+        return replace(self, noise=noise)
+
     def residuals(self, predicted: Mapping[str, Array]) -> Array:
         """log predicted - log measured, of shape (observations,)."""
         values = [predicted[quantity][run] for run, quantity in zip(self.run, self.quantity, strict=True)]
@@ -155,7 +164,13 @@ def fit(runs: Sequence[Run], made_by: str) -> FitResult:
         raise PlanError("runs", "none has a measurement", "give step_s, tokens_per_s_per_gpu or peak_reserved_gib")
     predictor, observed = Predictor(used), _Observations.of(used)
     before = observed.residuals(predictor.predict({}))
-    theta, residuals, jacobian = _gauss_newton(predictor, observed, before)
+    theta, residuals, jacobian = _gauss_newton(predictor, observed, before, np.zeros(len(NAMES)))
+    scattered = observed.as_scattered(residuals)
+    if not np.array_equal(scattered.noise, observed.noise):
+        # The runs scatter more than the estimator's own error explains (mixed software, noisy machines): what they say
+        # weighs less, or the factors would follow their noise.
+        observed = scattered
+        theta, residuals, jacobian = _gauss_newton(predictor, observed, residuals, theta)
     covariance = _covariance(jacobian, observed.noise)
     left_out = _leave_one_out(predictor, observed, theta, residuals, jacobian)
     prior = np.array([PRIOR[name] for name in NAMES])
@@ -181,12 +196,13 @@ def _factors(theta: Array) -> dict[str, float]:
     return dict(zip(NAMES, np.exp(theta).tolist(), strict=True))
 
 
-def _gauss_newton(predictor: Predictor, observed: _Observations, start: Array) -> tuple[Array, Array, Array]:
-    """The most probable theta, with residuals and Jacobian (observations, factors) there.
+def _gauss_newton(
+    predictor: Predictor, observed: _Observations, start: Array, theta: Array
+) -> tuple[Array, Array, Array]:
+    """The most probable theta, from ``theta`` with its residuals ``start``, with residuals and Jacobian there.
 
     Levenberg's damping: step times have kinks (what binds changes), at which a full step may overshoot.
     """
-    theta = np.zeros(len(NAMES))
     residuals, cost = start, _cost(start, observed.noise, theta)
     limit = np.log(MOST) * 0.99
     damping = 0.0
