@@ -185,6 +185,7 @@ def report(
     yield "(factor `fused_moe`); a plan alone does not tell its software, and is priced half-way."
     yield ""
     yield from _cross_validation(cases, unseen, seen, untold / measured - 1)
+    yield from _never_fitted()
     yield from _orders(cases, predicted)
     yield from _kernels(operators)
     yield from _links()
@@ -217,6 +218,24 @@ def _cross_validation(
         for label, errors in unseen[kind].items():
             yield f"| {label} | {len(errors)} | {np.abs(errors).mean():.1%} | {errors.mean():+.1%} |"
         yield ""
+
+
+def _never_fitted() -> Iterator[str]:
+    yield "## Never fitted"
+    yield ""
+    yield "DeepSeek-V3 in MXFP8 on 256 GPUs: model TFLOPS per GPU that arXiv:2603.07685 (abstract) states, against the"
+    yield "mapping that Megatron-Bridge names for these systems, without and with fused MoE kernels."
+    yield ""
+    yield "| run | stated TFLOPS | predicted without | predicted with |"
+    yield "|---|---|---|---|"
+    for case, tflops in time_cases.never_fitted():
+        told = []
+        for fused in (0.0, 1.0):
+            batch = time_cases.batches([case])
+            batch[0].factors = {"fused_moe": fused}
+            told.append(tflops * case.measured_s / time_cases.predict(batch)[0])
+        yield f"| {case.name} | {tflops:.0f} | {told[0]:.0f} | {told[1]:.0f} |"
+    yield ""
 
 
 def _orders(cases: list[time_cases.Case], predicted: Errors) -> Iterator[str]:

@@ -16,6 +16,7 @@ from moeplan.estimator.stages import Structure, structure
 from moeplan.estimator.table import Table
 from moeplan.estimator.time import step_time
 from moeplan.model.architecture import Architecture
+from moeplan.model.flops import model_flops_per_token
 from moeplan.plan import load_plan
 
 REFERENCE = Path(__file__).resolve().parent.parent / "tests" / "reference"
@@ -195,7 +196,7 @@ def folding() -> list[Case]:
             plan,
             1.0,
         )
-        flops = _mixtral_flops(case.architecture, item["seq"])
+        flops = model_flops_per_token(case.architecture, item["seq"])
         case.measured_s = tokens * flops / (item["mfu_pct"] / 100 * 989.5e12)
         cases.append(case)
     return cases
@@ -216,13 +217,6 @@ _MIXTRAL_8X22B = {
 }
 
 
-def _mixtral_flops(architecture: Architecture, sequence: int) -> float:
-    """Model FLOPs per token by Megatron's formula: 6 per active parameter of a GEMM, half of full attention."""
-    embedding = architecture.hidden * architecture.embedding.vocabulary
-    attention = 6 * sum(6144 * sequence for _ in architecture.layers)
-    return float(6 * (architecture.active_parameters() - embedding) + attention)
-
-
 def _plan(
     model: Any, gpu: str, gpus: int, sequence: int, micro: int, batch: int, parallel: dict[str, Any]
 ) -> dict[str, Any]:
@@ -233,6 +227,30 @@ def _plan(
         "parallel": parallel,
         "precision": "bf16",
     }
+
+
+# TFLOPS per GPU that the abstract of arXiv:2603.07685 states for DeepSeek-V3 in MXFP8; the mapping is the one that
+# Megatron-Bridge names for these systems (tp 1, pp 4, vpp 4, ep 64, HybridEP), the batch its smallest published.
+NEVER_FITTED = (("gb200-nvl72", 1, 1048.0), ("gb300-nvl72", 2, 1233.0))
+
+
+def never_fitted() -> list[tuple[Case, float]]:
+    """Runs that no fit has seen, with their measured model TFLOPS per GPU."""
+    found = []
+    for gpu, micro, tflops in NEVER_FITTED:
+        parallel = {"pp": 4, "vpp": 4, "ep": 64, "pipeline_layout": "Et*4|(tttt|)*14tmL"}
+        plan = _plan("deepseek-v3", gpu, 256, 4096, micro, 2048, parallel)
+        plan["precision"] = "mxfp8"
+        plan["recompute"] = {"granularity": "selective", "modules": ["mla_up_proj"]}
+        plan["moe"] = {"dispatcher": "hybridep"}
+        plan["kernels"] = {"cuda_graphs": True}
+        plan["overlap"] = {"ep": True}
+        plan["optimizer"] = {"gradient_dtype": "bf16", "state_dtype": "bf16"}
+        case = Case("never fitted", f"deepseek-v3 {gpu} x256", "deepseek-v3", "deepseek-v3", "", plan, 1.0)
+        flops = model_flops_per_token(case.architecture, 4096)
+        case.measured_s = 2048 * 4096 * flops / (256 * tflops * 1e12)
+        found.append((case, tflops))
+    return found
 
 
 def all_cases() -> list[Case]:

@@ -54,6 +54,7 @@ VARIETY = [
     {"pp": 4, "schedule": "dualpipe"},
     {"load_imbalance": 1.5, "capacity_factor": 1.25},
     {"dispatcher": "allgather", "flash_attention": False, "fused_cross_entropy": False},
+    {"offload_modules": ("core_attn", "expert_fc1"), "cuda_graphs": True},
     {"offload_fraction": 0.5, "state_dtype": "bf16", "cuda_graphs": True, "top_k": 4},
 ]
 
@@ -103,6 +104,8 @@ def test_the_breakdown_adds_up_to_the_step(qwen: Architecture, h100: Machine, ch
         ({"offload_fraction": 1.0}, {}),
         ({"tp": 16}, {"tp": 8}),
         ({"sharding": 3}, {"sharding": 1}),
+        ({"offload_modules": ("moe_act",)}, {}),
+        ({"offload_modules": ("moe_act",)}, {"offload_modules": ("moe_act",), "activation_offload_fraction": 0.3}),
     ],
 )
 def test_what_is_slower(qwen: Architecture, h100: Machine, slower: dict[str, Any], faster: dict[str, Any]) -> None:

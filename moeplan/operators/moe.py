@@ -149,11 +149,17 @@ class MoE:
         sorted_rows = np.where(sorting, 4.0 * self.received(shard) * width * shard.value("activation_bytes", 2.0), 0.0)
         moved = np.where(fused > 0, rows, 2.0 * rows)
         moe = ("moe",)
-        return [
+        found: list[Work] = [
             dense("router", tokens, self.router_width, self.router_input or self.hidden, quantized=False, replay=moe),
             Traffic("router.scores", 8.0 * scores, 6.0 * scores, 12.0, "expert", replay=moe),
             Traffic("permute", moved + sorted_rows, moved + sorted_rows, 6.0, "permute", replay=moe),
         ]
+        if self.expert_input is not None:
+            found += [
+                dense("latent.down", tokens, width, self.hidden, replay=moe),
+                dense("latent.up", tokens, self.hidden, width, replay=moe),
+            ]
+        return found
 
     def _exchange(self, shard: Shard) -> list[Work]:
         """Dispatch and combine between expert ranks; the fullest rank's traffic sets the pace."""

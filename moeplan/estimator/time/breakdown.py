@@ -28,7 +28,7 @@ class Detail:
     Attributes:
         operators: Kernels of the slowest stage by operator, the largest first.
         recompute_s: Forward kernels (and communication) that backward runs again.
-        communication: Exposed communication by group: tp, cp, ep, etp, pp, dp.
+        communication: Exposed communication by group: tp, cp, ep, etp, pp, dp, and host for offloaded activations.
         bubble_s: Pipeline idle time.
         optimizer_s: The optimizer step.
         walls: Seconds by what limits them.
@@ -137,6 +137,9 @@ def _walls(
     inside = "NVLink" if pricer.machine.nvlink_gb_per_s > 0 else "PCIe"
     stride = {"tp": 1, "cp": row["tp"], "etp": 1, "ep": row["etp"]}
     for group, seconds in communication.items():
+        if group == "host":
+            walls["PCIe"] += seconds
+            continue
         reach = stride[group] * row[group] if group in stride else row["gpus"]
         walls[inside if reach <= domain else "network"] += seconds
     return walls

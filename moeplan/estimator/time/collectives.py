@@ -70,6 +70,12 @@ class Links:
         share = coefficients()["link_share"]["nic"][kind]
         return self.machine.nic_gb_per_s * 1e9 * float(share) * float(self.factors.get("nic", 1.0))
 
+    @property
+    def host_rate(self) -> float:
+        """Bytes per second and direction between a GPU and its host's memory."""
+        share = coefficients()["link_share"]["pcie"]["host"]
+        return self.machine.pcie_gb_per_s * 1e9 * float(share)
+
     def latency_s(self, span: Span) -> Array:
         """Start-up of a collective: a fixed part and one per doubling of the ranks on each level."""
         data = coefficients()["latency_us"]

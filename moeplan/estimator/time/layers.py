@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moeplan.estimator.machine import Machine
+from moeplan.estimator.shard import OFFLOAD_MODULES
 from moeplan.estimator.table import Codes, Column, Table
 from moeplan.estimator.time.coefficients import coefficients
 from moeplan.estimator.time.collectives import Limit
@@ -224,8 +225,22 @@ def layer_times(
                 own, rows = cuts[names]
                 known[operator] = operator_time(own, operator).take(rows, named)
             total.absorb(known[operator])
-        times.append(_settled(pricer, total))
+        times.append(_settled(pricer, total, _offloaded_bytes(pricer.shard, part)))
     return times, index, distinct
+
+
+def _offloaded_bytes(shard: Shard, part: Layer) -> Array:
+    """Saved activations of one layer that wait for backward in host memory (Megatron's fine-grained offloading)."""
+    switches = {name: shard.value(f"offload.{name}") for name in OFFLOAD_MODULES}
+    active = {name for name, share in switches.items() if np.any(share > 0)}
+    found = np.zeros(1)
+    if active:
+        for operator in part.operators:
+            for step in operator.steps(shard):
+                for tensor in step.saved:
+                    if tensor.offload in active:
+                        found = found + tensor.bytes * switches[tensor.offload]
+    return found
 
 
 def _cut(
@@ -260,8 +275,12 @@ def _launches(item: Work) -> Array | float:
     return np.where(item.forward > 0, small * item.kernels, 0.0)
 
 
-def _settled(pricer: Pricer, time: OperatorTime) -> LayerTime:
-    """Stretch kernels to the host's pace, then expose what communication they cannot hide."""
+def _settled(pricer: Pricer, time: OperatorTime, offloaded: Array) -> LayerTime:
+    """Stretch kernels to the host's pace, then expose what communication they cannot hide.
+
+    Offloaded activations cross PCIe beside kernels, out in forward and back in backward; copy engines take no
+    multiprocessors, but the copies use memory bandwidth, which always shows.
+    """
     launch_s = coefficients()["host"]["kernel_us"] * 1e-6 * pricer.host_pace()
     eager = pricer.shard.value("cuda_graphs") == 0
     # Backward launches half as many kernels again (data and weight gradients against one product).
@@ -277,6 +296,12 @@ def _settled(pricer: Pricer, time: OperatorTime) -> LayerTime:
         exposed_forward += first
         exposed_backward += second
         groups[group] = first + second
+    if np.any(offloaded > 0):
+        wire, memory = offloaded / pricer.links.host_rate, offloaded / pricer.kernels.memory_rate("stream")
+        first, second = (np.maximum(wire - kernels, 0.0) + memory for kernels in (forward, backward))
+        exposed_forward += first
+        exposed_backward += second
+        groups["host"] = first + second
     return LayerTime(
         forward,
         backward,

@@ -117,7 +117,7 @@ def _optimizer_s(kernels: Kernels, table: Table, owned: Array, held: Array, grad
     offloaded = np.clip(table["offload_fraction"], 0.0, 1.0)
     rate = kernels.memory_rate("optimizer")
     device = (owned * (1 - offloaded) * per_owned + held * per_held) / rate
-    pcie = kernels.machine.pcie_gb_per_s * 1e9 * coefficients()["link_share"]["pcie"]["point_to_point"]
+    pcie = kernels.machine.pcie_gb_per_s * 1e9 * coefficients()["link_share"]["pcie"]["host"]
     host = owned * offloaded * (np.maximum(gradient, 2.0) / pcie + per_owned / (data["host_gb_per_s"] * 1e9))
     seconds: Array = device + host + data["fixed_ms"] * 1e-3
     return seconds
