@@ -103,3 +103,16 @@ def test_unknown_names_and_files(tmp_path: Path) -> None:
     bad.write_text("parallel: {tp: [1, 2")
     with pytest.raises(PlanError, match=r"bad\.yaml"):
         load_space(str(bad))
+
+
+def test_too_many_knobs_are_refused_before_they_fill_the_memory() -> None:
+    from support.search_cases import request
+
+    from moeplan.search import search
+
+    wide = {
+        "optimizer": {"offload_fraction": {"low": 0.0, "high": 1.0, "step": 0.001}},
+        "moe": {"load_imbalance": {"low": 1.0, "high": 2.0, "step": 0.01}},
+    }
+    with pytest.raises(PlanError, match="offload_fraction"):
+        search(request(space=wide))

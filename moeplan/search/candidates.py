@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moeplan.errors import PlanError
 from moeplan.estimator.columns import DEFAULTS
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.stages import structure
@@ -41,6 +42,10 @@ _PIPELINE = ("vpp", "mtp_layers", "pipeline_layout")
 BODY = (*DEGREES, *_BATCH, *_PIPELINE)
 _NONE = np.zeros(0, np.int64)
 _RECOMPUTE = ("recompute", "recompute_modules", "recompute_method", "recompute_layers")
+
+# Every trial of a study prices all knobs of a layout, and their legality is one table: a layout's worth of candidates
+# must stay within a second and the table within memory.
+_MOST_KNOBS = 8192
 
 # Bodies are sorted by what layer formulas depend on, so that a chunk of them has few distinct layers to price.
 _SHARED_FIRST = ("sequence_length", "micro_batch_size", "tp", "cp", "etp", "ep", "gpus", "pp", "mtp_layers", "vpp")
@@ -274,6 +279,14 @@ def _knobs(known: Facts, chosen: Mapping[str, tuple[Any, ...]]) -> Table:
     """Every legal combination of the columns that are no part of a body."""
     groups: list[list[dict[str, Any]]] = [_recomputes(chosen)]
     groups += [[{name: value} for value in values] for name, values in chosen.items() if name not in _RECOMPUTE]
+    if (count := prod(map(len, groups))) > _MOST_KNOBS:
+        widest = sorted((name for name in chosen if len(chosen[name]) > 1), key=lambda name: -len(chosen[name]))
+        told = ", ".join(f"{name} ({len(chosen[name])})" for name in widest[:6])
+        raise PlanError(
+            "space",
+            f"{count:,} combinations of the choices that are no degrees or batch sizes, of at most {_MOST_KNOBS:,}",
+            f"hold some of {told}, or search in two steps",
+        )
     rows = []
     for cells in product(*groups):
         row = {name: value for cell in cells for name, value in cell.items()}
