@@ -60,8 +60,8 @@ def main() -> None:
         "Regenerate with `python results/calibration.py`. Each group of runs is fitted as `moeplan calibrate` fits a "
         "file; errors are mean (largest) of predicted against measured. *Left out* predicts each run by factors fitted "
         "to the others: that is the error to expect of a run that was not measured. Only factors that the runs tell "
-        "are listed. Published runs mix software releases, which differ by up to a factor of two: no factor of the machine "
-        "explains that, and `moeplan calibrate` warns where factors do not carry over from run to run.",
+        "are listed. Published runs mix software releases, which differ by up to a factor of two: no factor of the "
+        "machine explains that, and `moeplan calibrate` warns where factors do not carry over from run to run.",
         "",
         "| runs | quantity | n | before | after | left out | factors told by the runs |",
         "|---|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -211,7 +212,7 @@ def test_deepspeed_configurations_of_others(tmp_path: Path) -> None:
     path = tmp_path / "ds_config.json"
     path.write_text(
         """{"train_batch_size": "auto", "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4,
-        "bf16": {"enabled": true}, "zero_optimization": {"stage": 3, "overlap_comm": true,
+        "bf16": {"enabled": "auto"}, "fp16": {"enabled": false}, "zero_optimization": {"stage": 3, "overlap_comm": true,
         "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 5e8,
         "contiguous_gradients": true}, "gradient_clipping": "auto", "steps_per_print": 10, "wall_clock": 1}"""
     )
@@ -221,10 +222,30 @@ def test_deepspeed_configurations_of_others(tmp_path: Path) -> None:
     plan = imported.plan
     assert (plan.framework, plan.optimizer.sharding, plan.optimizer.offload_fraction) == ("deepspeed", 3, 1.0)
     assert (plan.global_batch_size, plan.micro_batches) == (2 * 4 * 16, 4)
+    assert plan.precision == "bf16"
+    assert any("leaves it to the trainer" in line for line in imported.assumptions)
     reasons = {item.name: item.reason for item in imported.unused}
     assert reasons["zero_optimization.offload_param"].startswith("cannot be represented")
     assert reasons["steps_per_print"] == "does not change memory or time"
     assert "ignores unknown" in reasons["wall_clock"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"train_batch_size": 8, "zero_optimization": {"stage": "auto"}}', "zero_optimization.stage is 'auto'"),
+        ('{"train_batch_size": 9, "train_micro_batch_size_per_gpu": 1}', "train_batch_size 9 is not"),
+        ('{"train_batch_size": 8, "tensor_parallel": {"autotp_size": 3}}', "does not divide 8 GPUs"),
+        ('{"train_batch_size": 8, "tensor_parallel": {"autotp_size": "two"}}', "autotp_size is 'two'"),
+        ('{"train_batch_size": 8, "moeplan": 3}', "is not a mapping"),
+    ],
+)
+def test_deepspeed_configurations_that_cannot_run_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds_config.json"
+    path.write_text(text)
+    with pytest.raises(PlanError) as refused:
+        read("deepspeed", path, gpu="h100", gpus=8, model="llama-3-8b")
+    assert message in str(refused.value)
 
 
 def test_torchtitan_configurations_of_others(tmp_path: Path) -> None:
@@ -296,6 +317,96 @@ def test_accelerate_configurations_of_others(tmp_path: Path) -> None:
     assert (plan.framework, plan.hardware.gpus, plan.optimizer.sharding) == ("fsdp2", 16, 3)
     assert (plan.precision, plan.recompute.granularity) == ("bf16", "full")
     assert [item.name for item in imported.unused if item.matters] == ["fsdp_config.fsdp_offload_params"]
+
+
+@given(data=st.data())
+@settings(max_examples=80)
+def test_no_document_breaks_a_reader(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Odd values in the places that readers look at: a plan, or one line that says what is wrong."""
+    odd = st.one_of(
+        st.none(), st.booleans(), st.integers(-2, 9), st.floats(), st.text(max_size=4), st.just([1]), st.just({"a": 1})
+    )
+    framework = data.draw(st.sampled_from(["deepspeed", "accelerate", "torchtitan"]))
+    document = json.loads(json.dumps(PLACES[framework]))
+    for section, key in data.draw(st.lists(st.sampled_from(places(document)), max_size=4)):
+        if key is None:
+            document[section] = data.draw(odd)
+        elif isinstance(document[section], dict):
+            document[section][key] = data.draw(odd)
+    path = tmp_path_factory.mktemp("odd") / "file.json"
+    path.write_text(toml(document) if framework == "torchtitan" else json.dumps(document))
+    try:
+        read(framework, path, gpu="h100", gpus=8, model="mixtral-8x7b")
+    except PlanError as error:
+        assert "\n" not in str(error)
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "deepspeed": {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "bf16": {"enabled": True, "bf16_optimizer_states": False},
+        "fp16": {"enabled": False},
+        "zero_optimization": {"stage": 3, "overlap_comm": True, "offload_optimizer": {"device": "cpu", "ratio": 0.5}},
+        "tensor_parallel": {"autotp_size": 2, "tp_overlap_comm": False},
+        "expert_parallel": {"enabled": True, "autoep_size": 2, "top_k": 2, "comm_backend": "comm"},
+        "pipeline": {"stages": 1},
+        "sequence_parallel_size": 1,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "optimizer": {"type": "AdamW"},
+        "activation_checkpointing": {"cpu_checkpointing": True},
+    },
+    "accelerate": {
+        "distributed_type": "FSDP",
+        "num_processes": 8,
+        "mixed_precision": "bf16",
+        "fsdp_config": {"fsdp_version": 2, "fsdp_reshard_after_forward": True, "fsdp_activation_checkpointing": True},
+        "parallelism_config": {"parallelism_config_tp_size": 2, "parallelism_config_cp_size": 1},
+        "megatron_lm_config": {"megatron_lm_tp_degree": 2, "megatron_lm_num_micro_batches": 2},
+    },
+    "torchtitan": {
+        "model": {"name": "llama3", "flavor": "8B", "converters": ["quantize.linear.float8"]},
+        "training": {
+            "local_batch_size": 1,
+            "global_batch_size": 8,
+            "seq_len": 4096,
+            "mixed_precision_param": "bfloat16",
+        },
+        "parallelism": {
+            "tensor_parallel_degree": 2,
+            "pipeline_parallel_degree": 2,
+            "pipeline_parallel_schedule": "1F1B",
+            "pipeline_parallel_microbatch_size": 1,
+            "pipeline_parallel_layers_per_stage": 17,
+            "data_parallel_replicate_degree": 1,
+            "data_parallel_shard_degree": 2,
+            "fsdp_reshard_after_forward": "default",
+        },
+        "activation_checkpoint": {"mode": "full"},
+        "compile": {"enable": True, "components": ["loss"]},
+    },
+}
+
+
+def places(document: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Every key and every key of a section."""
+    found: list[tuple[str, str | None]] = [(name, None) for name in document]
+    return found + [(name, key) for name, part in document.items() if isinstance(part, dict) for key in part]
+
+
+def toml(document: dict[str, Any]) -> str:
+    """Sections as TOML; values that it cannot hold are left out."""
+    lines = []
+    for name, section in document.items():
+        if isinstance(section, dict):
+            lines.append(f"[{name}]")
+            lines += [
+                f"{key} = {json.dumps(value)}"
+                for key, value in section.items()
+                if isinstance(value, bool | int | str | list) and "\x7f" not in str(value)
+            ]
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

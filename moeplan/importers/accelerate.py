@@ -12,7 +12,7 @@ from moeplan.documents import parse_mapping
 from moeplan.errors import PlanError
 from moeplan.frameworks.accelerate_keys import plan_values
 from moeplan.frameworks.carried import read_carried
-from moeplan.importers.assembling import Asked, dense_ranks, finish, left_open, with_hardware
+from moeplan.importers.assembling import Asked, dense_ranks, finish, left_open, whole_number, with_hardware, words_of
 from moeplan.importers.imported import INERT, LOST, Imported, Unused
 from moeplan.importers.megatron_unused import why_unused
 
@@ -69,10 +69,14 @@ def read_accelerate(text: str, asked: Asked, where: str) -> Imported:
         remedy = "import the DeepSpeed file" if kind == "DEEPSPEED" else "use FSDP or MEGATRON_LM"
         raise PlanError(where, f"moeplan does not read distributed_type {str(kind)[:40]!r}", remedy)
     carried = read_carried(text, where)
-    words = plan_values(document)
+    for section in ("megatron_lm_config", "parallelism_config"):
+        inner = document.get(section)
+        for key, value in (inner if isinstance(inner, Mapping) else {}).items():
+            if key.endswith(("_degree", "_size", "_num_layers")):
+                whole_number(where, f"{section}.{key}", value)
+    words = words_of(plan_values, document, where)
     processes = document["num_processes"]
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise PlanError(where, f"num_processes is {str(processes)[:40]!r}", "give a whole number above 0")
+    whole_number(where, "num_processes", processes)
     values = carried.applied(words) if carried is not None else dict(words)
     if carried is None and not values.get("recompute.modules") and values.get("recompute.granularity") != "full":
         values = {key: value for key, value in values.items() if key not in ("recompute.method", "recompute.layers")}
@@ -82,7 +86,8 @@ def read_accelerate(text: str, asked: Asked, where: str) -> Imported:
     )
     if carried is None:
         ranks = dense_ranks(values, where)
-        steps = document.get("megatron_lm_config", {}).get("megatron_lm_num_micro_batches", 1)
+        plugin = document.get("megatron_lm_config")
+        steps = plugin.get("megatron_lm_num_micro_batches", 1) if isinstance(plugin, Mapping) else 1
         values["batch.global_batch_size"] = ranks * (steps if isinstance(steps, int) and steps > 0 else 1)
     return Imported(finish(values, where), tuple(_unused(document)), tuple(assumptions))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,22 @@ class Asked:
     model: str | Mapping[str, Any] | None = None
     gpus_per_node: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def whole_number(where: str, name: str, value: Any, least: int = 1) -> None:
+    """Check a value of a file (raises PlanError when it is no whole number from ``least`` on)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 40:
+        raise PlanError(where, f"{name} is {str(value)[:40]!r}", f"give a whole number from {least} on")
+
+
+def words_of(
+    reader: Callable[[Mapping[str, Any]], dict[str, Any]], document: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """What a framework's words say about a plan (raises PlanError where one of them is of a kind that it cannot be)."""
+    try:
+        return reader(document)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PlanError(where, f"holds a value of the wrong kind ({error})", "correct it") from None
 
 
 def with_hardware(values: dict[str, Any], asked: Asked, where: str, found_gpus: int | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from moeplan.documents import parse_mapping
 from moeplan.errors import PlanError, nearest
 from moeplan.frameworks.carried import carried_from
 from moeplan.frameworks.deepspeed_keys import OWN_KEY, plan_values
-from moeplan.importers.assembling import Asked, dense_ranks, finish, left_open, with_hardware
+from moeplan.importers.assembling import Asked, dense_ranks, finish, left_open, whole_number, with_hardware, words_of
 from moeplan.importers.imported import INERT, LOST, Imported, Unused
 
 _AUTO = "auto"
@@ -30,6 +30,15 @@ _USED: Mapping[str, frozenset[str]] = {
     ),
     "pipeline": frozenset({"stages"}),
 }
+_DEGREES = (
+    ("", "train_batch_size"),
+    ("", "train_micro_batch_size_per_gpu"),
+    ("", "gradient_accumulation_steps"),
+    ("", "sequence_parallel_size"),
+    ("tensor_parallel", "autotp_size"),
+    ("expert_parallel", "autoep_size"),
+    ("expert_parallel", "expert_tensor_parallel_size"),
+)
 _WHOLE = frozenset(
     {
         OWN_KEY,
@@ -118,10 +127,23 @@ def read_deepspeed(text: str, asked: Asked, where: str) -> Imported:
     if not {"train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization", "bf16", "fp16"} & set(document):
         raise PlanError(where, "is no DeepSpeed configuration", "it has train_batch_size, zero_optimization, ...")
     carried = carried_from(document[OWN_KEY], where) if OWN_KEY in document else None
-    words = plan_values(_without_auto(document))
+    stage = _section(document, "zero_optimization").get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise PlanError(where, f"zero_optimization.stage is {str(stage)[:40]!r}", "give 0, 1, 2 or 3")
+    plain = _without_auto(document)
+    for section, key in _DEGREES:
+        inner = _section(plain, section) if section else plain
+        if key in inner:
+            whole_number(where, f"{section}.{key}".lstrip("."), inner[key])
+    words = words_of(plan_values, plain, where)
+    open_precision = [name for name in ("bf16", "fp16") if _section(document, name).get("enabled") == _AUTO]
+    if open_precision and words["precision"] == "fp32":
+        words["precision"] = open_precision[0]
     values = carried.applied(words) if carried is not None else dict(words)
     values = with_hardware(values, asked, where)
     assumptions = left_open(values, carried, {"batch.sequence_length": "tokens in a sequence"})
+    if open_precision and values["precision"] == open_precision[0]:
+        assumptions.append(f"precision {open_precision[0]}: the file leaves it to the trainer (auto)")
     ranks = dense_ranks(values, where)
     if carried is None:
         assumptions += _batch(values, document, ranks, where)
@@ -131,6 +153,11 @@ def read_deepspeed(text: str, asked: Asked, where: str) -> Imported:
         # Without AutoEP, AutoTP cuts experts as it cuts everything else.
         plan = finish({**values, "parallel.etp": plan.parallel.tp}, where)
     return Imported(plan, tuple(_unused(document)), tuple(assumptions))
+
+
+def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = document.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _without_auto(document: Mapping[str, Any]) -> dict[str, Any]:

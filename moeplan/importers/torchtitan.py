@@ -15,7 +15,7 @@ from typing import Any
 from moeplan.errors import PlanError
 from moeplan.frameworks.carried import read_carried
 from moeplan.frameworks.torchtitan_keys import plan_values, python_document
-from moeplan.importers.assembling import Asked, dense_ranks, finish, with_hardware
+from moeplan.importers.assembling import Asked, dense_ranks, finish, whole_number, with_hardware, words_of
 from moeplan.importers.imported import INERT, LOST, Imported, Unused
 from moeplan.importers.shell import read_script
 from moeplan.importers.shell_words import is_unknown
@@ -200,6 +200,8 @@ def _literal(text: str) -> Any:
 def _checked_values(document: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
     parallel = document.get("parallelism", {})
     for key, value in parallel.items():
+        if key in ("pipeline_parallel_microbatch_size", "pipeline_parallel_layers_per_stage"):
+            whole_number(where, f"parallelism.{key}", value)
         if key.endswith("_degree") and (
             isinstance(value, bool) or not isinstance(value, int) or value == 0 or value < -1
         ):
@@ -209,7 +211,7 @@ def _checked_values(document: Mapping[str, Mapping[str, Any]], where: str) -> di
         value = training.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value == 0 or value < -1:
             raise PlanError(where, f"training.{key} is {str(value)[:40]!r}", "give a whole number above 0")
-    return plan_values(document)
+    return words_of(plan_values, document, where)
 
 
 def _model(document: Mapping[str, Mapping[str, Any]]) -> str | None:
