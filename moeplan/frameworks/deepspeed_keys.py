@@ -78,9 +78,9 @@ def _parallel(document: Mapping[str, Any]) -> dict[str, Any]:
     }
     stages = _section(document, "pipeline").get("stages")
     values["parallel.pp"] = stages if _is_integer(stages) else 1
-    if values["parallel.cp"] > 1:
+    if _several(values["parallel.cp"]):
         values["parallel.cp_comm"] = "a2a"  # Ulysses
-    if values["parallel.tp"] > 1:
+    if _several(values["parallel.tp"]):
         values["overlap.tp"] = bool(tensor.get("tp_overlap_comm", False))
     if expert.get("enabled"):
         values["parallel.ep"] = expert.get("autoep_size", 1)
@@ -112,3 +112,8 @@ def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _several(value: Any) -> bool:
+    """Whether a degree is above 1; what is no number at all is left to the plan to refuse."""
+    return _is_integer(value) and bool(value > 1)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moeplan.estimator.layout import even_chunks
+from moeplan.estimator.layout import even_chunks, layout_chunks
 from moeplan.frameworks.carried import what_to_carry
 from moeplan.frameworks.megatron_flags import TF32_VARIABLE
 from moeplan.frameworks.torchtitan_keys import FLOAT8, MXFP8, ROTATIONS, plan_values, python_document
 from moeplan.launch.heading import heading
 from moeplan.launch.megatron import nodes, world_size_check
 from moeplan.launch.torchtitan_rules import Flavor, flavor_of, refusals, refusals_before_0_3, refusals_since_0_3
-from moeplan.launch.words import comment, toml_value
+from moeplan.launch.words import comment, python_value, toml_value
 from moeplan.plan import Plan
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def document(plan: Plan) -> Document:
     sections["optimizer"] = {"name": "AdamW", "lr": 3e-4, "eps": 1e-8}
     sections["lr_scheduler"] = {"warmup_steps": 200, "decay_type": "cosine", "min_lr_factor": 0.1}
     sections["training"] = _training(plan) | {"steps": 1000, "dataset": "c4", "max_norm": 1.0}
-    sections["parallelism"] = _parallelism(plan)
+    sections["parallelism"] = _parallelism(plan, "output")
     full = plan.recompute.granularity == "full"
     sections["activation_checkpoint"] = {"mode": "full" if full else "none"}
     components = (["model"] if plan.overlap.tp else []) + (["loss"] if plan.kernels.fused_cross_entropy else [])
@@ -88,7 +88,7 @@ def _training(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _parallelism(plan: Plan) -> dict[str, Any]:
+def _parallelism(plan: Plan, head: str) -> dict[str, Any]:
     parallel, sharded = plan.parallel, plan.optimizer.sharding > 0
     keys: dict[str, Any] = {
         # Written out rather than -1, so that another number of GPUs is refused at the start.
@@ -109,27 +109,39 @@ def _parallelism(plan: Plan) -> dict[str, Any]:
         backend = "standard" if plan.moe.dispatcher == "alltoall" else plan.moe.dispatcher
         keys["expert_parallel_comm_backend"] = backend
     if parallel.pp > 1:
-        keys |= _pipeline(plan)
+        keys |= _pipeline(plan, head)
     return keys
 
 
-def _pipeline(plan: Plan) -> dict[str, Any]:
+def _pipeline(plan: Plan, head: str) -> dict[str, Any]:
+    """Keys of the pipeline; ``head`` is what the generation calls the output projection."""
     parallel = plan.parallel
-    schedule = "Interleaved1F1B" if parallel.vpp > 1 else "1F1B"
+    layers = len(plan.architecture().layers)
+    keys: dict[str, Any] = {"pipeline_parallel_microbatch_size": plan.batch.micro_batch_size}
+    virtual = parallel.pp * parallel.vpp
+    if parallel.pipeline_layout is not None:
+        chunks = layout_chunks(parallel.pipeline_layout, parallel.pp, layers, 0)
+        virtual = len(chunks)
+        keys["module_fqns_per_model_part"] = [
+            [
+                *(["tok_embeddings"] if chunk.embedding else []),
+                *(f"layers.{layer}" for layer in range(chunk.first, chunk.first + chunk.layers)),
+                *(["norm", head] if chunk.head else []),
+            ]
+            for chunk in chunks
+        ]
+    else:
+        # The even split of the plan: over the layers, or with embedding and head counted as a layer each.
+        counted = 0 if layers % virtual == 0 else 1
+        if even_chunks(parallel.pp, parallel.vpp, layers, 0) is None:
+            raise ValueError(f"{layers} layers do not divide over {virtual} stages")  # legality has refused it
+        keys["pipeline_parallel_layers_per_stage"] = (layers + 2 * counted) // virtual
+        keys["pipeline_parallel_first_stage_less_layers"] = counted
+        keys["pipeline_parallel_last_stage_less_layers"] = counted
+    schedule = "Interleaved1F1B" if virtual > parallel.pp else "1F1B"
     if parallel.schedule == "zero_bubble":
         schedule = "InterleavedZeroBubble"
-    layers, virtual = len(plan.architecture().layers), parallel.pp * parallel.vpp
-    # The even split of the plan: over the layers, or with embedding and head counted as a layer each.
-    counted = 0 if layers % virtual == 0 else 1
-    if even_chunks(parallel.pp, parallel.vpp, layers, 0) is None:
-        raise ValueError(f"{layers} layers do not divide over {virtual} stages")  # legality has refused it
-    return {
-        "pipeline_parallel_schedule": schedule,
-        "pipeline_parallel_microbatch_size": plan.batch.micro_batch_size,
-        "pipeline_parallel_layers_per_stage": (layers + 2 * counted) // virtual,
-        "pipeline_parallel_first_stage_less_layers": counted,
-        "pipeline_parallel_last_stage_less_layers": counted,
-    }
+    return {"pipeline_parallel_schedule": schedule} | keys
 
 
 def _quantize(precision: str, moe: bool) -> Document:
@@ -166,9 +178,8 @@ def _toml(plan: Plan, lines: list[str]) -> str:
 _PYTHON = '''
 import os
 
-from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
-{imports}from torchtitan.distributed.activation_checkpoint import FullAC
-from torchtitan.models.common.config_utils import decoder_vocab_size
+from torchtitan.components.loss import {losses}
+{imports}from torchtitan.models.common.config_utils import decoder_vocab_size
 from torchtitan.models.{module} import model_registry
 from torchtitan.models.{module}.config_registry import {base}
 from torchtitan.trainer import Trainer
@@ -196,19 +207,25 @@ def _python(plan: Plan, lines: list[str]) -> str:
     if plan.kernels.fused_cross_entropy:
         loss = f"ChunkedLossWrapper.Config(\n        loss_fn={loss}\n    )"
     imports, converters = _converters(plan)
-    arguments = [repr(flavor.name)]
+    full = plan.recompute.granularity == "full"
+    if full:
+        imports += "from torchtitan.distributed.activation_checkpoint import FullAC\n"
+    arguments = [python_value(flavor.name)]
     if plan.parallel.ep > 1 and plan.moe.dispatcher != "alltoall":
-        arguments.append(f"moe_comm_backend={plan.moe.dispatcher!r}")
+        arguments.append(f"moe_comm_backend={python_value(plan.moe.dispatcher)}")
     arguments += converters
     body = _PYTHON.format(
         imports=imports,
+        losses="ChunkedLossWrapper, CrossEntropyLoss" if plan.kernels.fused_cross_entropy else "CrossEntropyLoss",
         module=flavor.module,
         base=flavor.base,
         gpus=plan.hardware.gpus,
         arguments=", ".join(arguments),
         loss=loss,
-        recompute="FullAC.Config()" if plan.recompute.granularity == "full" else "None",
-        assignments="\n".join(f"    config.{name} = {value!r}" for name, value in _assignments(plan).items()),
+        recompute="FullAC.Config()" if full else "None",
+        assignments="\n".join(
+            f"    config.{name} = {python_value(value)}" for name, value in _assignments(plan).items()
+        ),
     )
     carried = what_to_carry(plan, plan_values(python_document(body))).line()
     return "\n".join([*comment(lines), carried]) + "\n" + body
@@ -217,7 +234,7 @@ def _python(plan: Plan, lines: list[str]) -> str:
 def _assignments(plan: Plan) -> dict[str, Any]:
     """What 0.3 takes of the TOML's keys under the same names, and what is new there."""
     gone = ("expert_tensor_parallel_degree", "enable_async_tensor_parallel", "context_parallel_rotate_method")
-    parallelism = {key: value for key, value in _parallelism(plan).items() if key not in gone}
+    parallelism = {key: value for key, value in _parallelism(plan, "lm_head").items() if key not in gone}
     parallelism.pop("expert_parallel_comm_backend", None)
     if plan.parallel.tp > 1:
         parallelism["enable_sequence_parallel"] = plan.parallel.sp is not False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from moeplan.estimator.layout import parse_layout
 from moeplan.launch.megatron import whole_nodes
 from moeplan.launch.megatron_words import operators
 from moeplan.launch.refusal import Refusal
@@ -150,7 +152,10 @@ def _model(plan: Plan) -> list[Refusal]:
     trained = architecture.mtp_layers if plan.mtp_layers is None else plan.mtp_layers
     if trained:
         reason = "torchtitan's configurations of the model train no multi-token prediction"
-        found.append(Refusal(reason, "set mtp_layers: 0", {"mtp_layers": 0}))
+        changes: dict[str, Any] = {"mtp_layers": 0}
+        if plan.parallel.pipeline_layout is not None:
+            changes["parallel.pipeline_layout"] = re.sub(r"m(\*\d+)?", "", plan.parallel.pipeline_layout)
+        found.append(Refusal(reason, "set mtp_layers: 0", changes))
     moe = architecture.moe
     if moe is not None and plan.moe.top_k not in (None, moe.top_k):
         reason = f"torchtitan's model routes to {moe.top_k} experts"
@@ -201,12 +206,11 @@ def _layers(plan: Plan) -> list[Refusal]:
     if parallel.schedule == "dualpipe":
         reason = "torchtitan has DualPipeV, whose ranks hold two chunks of one copy, not DualPipe"
         found.append(Refusal(reason, "set parallel.schedule: 1f1b", {"parallel.schedule": "1f1b"}))
-    if parallel.schedule == "zero_bubble" and parallel.pp > 1 and parallel.vpp < 2:
+    layout = parallel.pipeline_layout
+    chunks = len(parse_layout(layout)) // parallel.pp if layout is not None else parallel.vpp
+    if parallel.schedule == "zero_bubble" and parallel.pp > 1 and chunks < 2:
         reason = "torchtitan's zero-bubble schedule has two stages or more on each rank"
         found.append(Refusal(reason, "set parallel.vpp: 2", {"parallel.vpp": 2}))
-    if parallel.pipeline_layout is not None:
-        reason = "torchtitan reads no Megatron layouts"
-        found.append(Refusal(reason, "leave parallel.pipeline_layout unset", {"parallel.pipeline_layout": None}))
     if plan.kernels.dropout:
         reason = "torchtitan's models have no dropout"
         found.append(Refusal(reason, "set kernels.dropout: false", {"kernels.dropout": False}))

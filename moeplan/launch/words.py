@@ -6,6 +6,7 @@ import json
 import shlex
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 
 def one_line(text: str) -> str:
@@ -49,17 +50,37 @@ def toml_string(text: str) -> str:
     return '"' + "".join(escaped) + '"'
 
 
-def toml_value(value: bool | int | float | str | list[str] | tuple[str, ...]) -> str:
-    """A scalar or a list of strings in TOML."""
+def toml_value(value: Any) -> str:
+    """A scalar, or a list of what this takes, in TOML (raises TypeError for anything else)."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
         return toml_string(value)
-    return "[" + ", ".join(toml_string(item) for item in value) + "]"
+    if isinstance(value, list | tuple):
+        return _listed([toml_value(item) for item in value])
+    raise TypeError(f"TOML has no value for {type(value).__name__}")
 
 
 def python_string(text: str) -> str:
     """``text`` as a Python string literal in ASCII (JSON's escapes mean the same in Python)."""
     return json.dumps(text, ensure_ascii=True) if not any(ord(c) > 0xFFFF for c in text) else ascii(text)
+
+
+def python_value(value: Any) -> str:
+    """A scalar, or a list of what this takes, as a Python literal (raises TypeError for anything else)."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return python_string(value)
+    if isinstance(value, list | tuple):
+        return _listed([python_value(item) for item in value])
+    raise TypeError(f"no Python literal for {type(value).__name__}")
+
+
+def _listed(items: list[str]) -> str:
+    """A list on one line, or one item on each where they are lists themselves."""
+    if any(item.startswith("[") for item in items):
+        return "[\n" + "".join(f"        {item},\n" for item in items) + "    ]"
+    return "[" + ", ".join(items) + "]"

@@ -120,6 +120,7 @@ OTHER_SETTINGS: tuple[Setting, ...] = (
     {"hardware.gpu": "h100", "hardware.gpus": 64, "optimizer.sharding": 3, "optimizer.offload_fraction": 0.5},
     {"hardware.gpu": "b200", "hardware.gpus": 16, "precision": "fp32"},
     {"hardware.gpu": "h100", "hardware.gpus": 64, "precision": "fp16", "parallel.ep": 4},
+    {"hardware.gpu": "h100", "hardware.gpus": 64, "layout": 4, "parallel.ep": 4},
 )
 
 

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
 # torchtitan launch script, written by moeplan 0.1.0
 # model: deepseek-v3; hardware: 1024 x h100-sxm-80gb, 8 per node
-# plan: tp=2 pp=1 vpp=1 cp=1 ep=64 etp=1 dp=512 edp=16; micro batch 1, global batch 16384, sequence 4096; bf16; adam with sharding 3; recompute full
+# plan: tp=2 pp=8 vpp=4 cp=1 ep=64 etp=1 dp=64 edp=2; micro batch 1, global batch 16384, sequence 4096; bf16; adam with sharding 3; recompute full
 # predicted: nothing (run 'moeplan estimate' on the plan)
 # made by: moeplan launch deepseek-v3-1024xh100.yaml --to torchtitan --adapt
 # note: adapted: framework: megatron -> fsdp2 (predictions follow the framework that runs)
 # note: adapted: mtp_layers: None -> 0 (torchtitan's configurations of the model train no multi-token prediction)
+# note: adapted: parallel.pipeline_layout: Et|(tt|)*30mL -> Et|(tt|)*30L (torchtitan's configurations of the model train no multi-token prediction)
 # note: adapted: optimizer.sharding: 1 -> 3 (FSDP2 shards parameters, gradients and optimizer state together: there is no stage 1)
 # note: adapted: recompute.granularity: selective -> full (torchtitan recomputes operators or layers, not modules)
 # note: adapted: recompute.modules: ('mla_up_proj', 'mlp') -> [] (torchtitan recomputes operators or layers, not modules)
-# note: adapted: parallel.pipeline_layout: Et|(tt|)*30mL -> None (torchtitan reads no Megatron layouts)
-# note: adapted: pp: 8 -> 1 (neither 61 layers nor 63 (embedding and loss counted) divide over pp*vpp = 32)
 # note: optimizer and data are not part of the plan: edit them, or override them behind the script's name
 set -euo pipefail
 

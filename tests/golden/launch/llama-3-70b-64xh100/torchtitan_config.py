@@ -11,7 +11,6 @@
 import os
 
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
-from torchtitan.distributed.activation_checkpoint import FullAC
 from torchtitan.models.common.config_utils import decoder_vocab_size
 from torchtitan.models.llama3 import model_registry
 from torchtitan.models.llama3.config_registry import llama3_8b
@@ -26,7 +25,7 @@ def moeplan() -> Trainer.Config:
     if world_size != PLANNED_GPUS:
         raise SystemExit(f"planned for {PLANNED_GPUS} GPUs, started on {world_size}: plan again")
     config = llama3_8b()
-    config.model_spec = model_registry('70B')
+    config.model_spec = model_registry("70B")
     config.loss = ChunkedLossWrapper.Config(
         loss_fn=CrossEntropyLoss.Config(global_vocab_size=decoder_vocab_size(config.model_spec))
     )
@@ -34,17 +33,17 @@ def moeplan() -> Trainer.Config:
     config.training.local_batch_size = 64
     config.training.global_batch_size = 512
     config.training.seq_len = 2048
-    config.training.mixed_precision_param = 'bfloat16'
-    config.training.mixed_precision_reduce = 'float32'
+    config.training.mixed_precision_param = "bfloat16"
+    config.training.mixed_precision_reduce = "float32"
     config.training.disable_cuda_graphs = True
     config.parallelism.data_parallel_replicate_degree = 1
     config.parallelism.data_parallel_shard_degree = 8
-    config.parallelism.fsdp_reshard_after_forward = 'always'
+    config.parallelism.fsdp_reshard_after_forward = "always"
     config.parallelism.tensor_parallel_degree = 4
     config.parallelism.context_parallel_degree = 1
     config.parallelism.pipeline_parallel_degree = 2
     config.parallelism.expert_parallel_degree = 1
-    config.parallelism.pipeline_parallel_schedule = '1F1B'
+    config.parallelism.pipeline_parallel_schedule = "1F1B"
     config.parallelism.pipeline_parallel_microbatch_size = 1
     config.parallelism.pipeline_parallel_layers_per_stage = 40
     config.parallelism.pipeline_parallel_first_stage_less_layers = 0

@@ -11,7 +11,6 @@
 import os
 
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
-from torchtitan.distributed.activation_checkpoint import FullAC
 from torchtitan.models.common.config_utils import decoder_vocab_size
 from torchtitan.models.qwen3 import model_registry
 from torchtitan.models.qwen3.config_registry import qwen3_30b_a3b
@@ -26,7 +25,7 @@ def moeplan() -> Trainer.Config:
     if world_size != PLANNED_GPUS:
         raise SystemExit(f"planned for {PLANNED_GPUS} GPUs, started on {world_size}: plan again")
     config = qwen3_30b_a3b()
-    config.model_spec = model_registry('30B-A3B')
+    config.model_spec = model_registry("30B-A3B")
     config.loss = ChunkedLossWrapper.Config(
         loss_fn=CrossEntropyLoss.Config(global_vocab_size=decoder_vocab_size(config.model_spec))
     )
@@ -34,12 +33,12 @@ def moeplan() -> Trainer.Config:
     config.training.local_batch_size = 1
     config.training.global_batch_size = 512
     config.training.seq_len = 4096
-    config.training.mixed_precision_param = 'bfloat16'
-    config.training.mixed_precision_reduce = 'float32'
+    config.training.mixed_precision_param = "bfloat16"
+    config.training.mixed_precision_reduce = "float32"
     config.training.disable_cuda_graphs = True
     config.parallelism.data_parallel_replicate_degree = 1
     config.parallelism.data_parallel_shard_degree = 16
-    config.parallelism.fsdp_reshard_after_forward = 'always'
+    config.parallelism.fsdp_reshard_after_forward = "always"
     config.parallelism.tensor_parallel_degree = 1
     config.parallelism.context_parallel_degree = 1
     config.parallelism.pipeline_parallel_degree = 1
