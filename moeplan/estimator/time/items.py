@@ -49,13 +49,23 @@ class Pricer:
         if isinstance(item, Traffic):
             forward = self.kernels.traffic_s(item.forward, item.kernels, item.pattern)
             backward = self.kernels.traffic_s(item.backward, 1.5 * item.kernels, item.pattern)
-            passes = 1.0
-            if item.pattern in ("permute", "expert"):
-                passes = self.eager_experts() * (coefficients()["eager_experts"]["passes"] - 1) + 1
+            passes = self._passes(item.pattern)
             return zero + forward * passes, zero + backward * passes, zero
         rate = self.kernels.peak("bf16") * coefficients()["scan_share"]
         seconds = np.maximum(item.flops / rate, item.traffic / self.kernels.memory_rate("stream"))
         return zero + seconds, zero + 2 * seconds, zero
+
+    def _passes(self, pattern: str) -> Array:
+        """Times that memory-bound kernels move their tensors, over what fused kernels do."""
+        data = coefficients()
+        passes = np.ones(1)
+        if pattern in ("permute", "expert"):
+            passes = passes + self.eager_experts() * (data["eager_experts"]["passes"] - 1)
+        if pattern in ("stream", "expert"):
+            # Hugging Face's modules run operation by operation: an RMSNorm alone is five kernels over fp32 copies
+            # (transformers, LlamaRMSNorm.forward), a rotary embedding six.
+            passes = passes * (1 + self.shard.value("eager") * (data["eager_framework"]["passes"] - 1))
+        return passes
 
     def eager_experts(self) -> Array:
         """1 where experts run eagerly, 0 where one fused path replays them under CUDA graphs.

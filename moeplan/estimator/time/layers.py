@@ -35,6 +35,7 @@ _DENSE = (
     "gradient_dtype",
     "recompute",
     "recompute_modules",
+    "framework",
 )
 _EXPERTS = ("ep", "etp", "top_k", "dispatcher", "capacity_factor", "load_imbalance", "cuda_graphs")
 
