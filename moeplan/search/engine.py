@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moeplan.errors import PlanError, nearest
 from moeplan.search.candidates import Candidates, candidates
 from moeplan.search.keep import Memory
@@ -16,6 +18,9 @@ from moeplan.search.request import (
 )
 from moeplan.search.space import CHANGES_TRAINING
 from moeplan.search.sweep import sweep
+
+# Micro batches that a search for the largest batch tries; ``max_batch`` finds the exact integer.
+_SIZES = tuple(1 << power for power in range(11))
 
 
 def search(request: SearchRequest) -> SearchOutcome:
@@ -51,6 +56,9 @@ def legal_candidates(request: SearchRequest, goal: Objective) -> Candidates:
     """
     space = request.space
     fill = goal.fills_pipeline and "global_batch_size" not in space.choices
+    if fill and len(space.choices.get("micro_batch_size", ())) > 1:
+        # Asking for the largest batch opens its size; a single value that the user gave stays.
+        space = replace(space, choices={**space.choices, "micro_batch_size": _SIZES})
     found = candidates(request.architecture, request.machine, request.base, space, fill)
     if not len(found):
         raise PlanError("search", "the space has no legal candidate", _why_empty(request))

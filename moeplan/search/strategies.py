@@ -36,7 +36,7 @@ class Compared:
 def strategy_space(strategy: str, space: Space, base: Mapping[str, Any], nvlink_domain: int) -> Space:
     """A space narrowed to one strategy: its own degree above 1, every other degree at 1.
 
-    Experts are cut over the tensor-parallel group or not at all, so ``etp`` stays free with ``tensor``, which like any
+    Experts may be cut too where attention is, so ``etp`` stays free with ``tensor``, which like any
     search of ours stays inside the NVLink domain unless the space says otherwise.
     """
     if strategy == "mix":
