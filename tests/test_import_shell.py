@@ -69,6 +69,15 @@ SCRIPTS = {
         for TP in 4; do torchrun b.py --tp $TP; done
         bash -c "torchrun c.py --x ${COMMON} --y 'a b'"
     """,
+    "words within words": r"""
+        LIST=()
+        if [[ "x" == "x" ]] || [[ -z "$NOBODY" ]]; then LIST+=("--format hybrid" "--split '9,1'" --last); fi
+        torchrun a.py ${LIST[@]} "${LIST[@]}"
+        LATER="--freq '([0]*2+[1]*2)' --n $(( (3 > 2) ? 7 : 8 ))"
+        run="torchrun b.py ${LATER}"
+        eval $run
+        torchrun c.py $LATER
+    """,
     "here documents": r"""
         A=5
         cat > /dev/null <<EOF
