@@ -214,18 +214,24 @@ def layer_times(
     distinct, index = table.distinct(TIME_COLUMNS)
     pricer = Pricer.of(machine, factors, distinct, limit)
     cuts: dict[tuple[str, ...], tuple[Pricer, Codes]] = {}
-    known: dict[Operator, OperatorTime] = {}
+    priced: dict[Operator, OperatorTime] = {}
+    gathered: dict[tuple[Operator, ...], OperatorTime] = {}
     times = []
     for part in parts:
         total = OperatorTime.nothing(distinct.rows)
-        for operator in part.operators:
-            if operator not in known:
-                names = columns_of(operator)
-                if names not in cuts:
-                    cuts[names] = _cut(machine, factors, distinct, names, limit)
-                own, rows = cuts[names]
-                known[operator] = operator_time(own, operator).take(rows, named)
-            total.absorb(known[operator])
+        # Operators of the same columns are added before they are gathered, which moves fewer rows.
+        for names, group in _by_columns(part).items():
+            if names not in cuts:
+                cuts[names] = _cut(machine, factors, distinct, names, limit)
+            own, rows = cuts[names]
+            if group not in gathered:
+                together = OperatorTime.nothing(own.table.rows)
+                for operator in group:
+                    if operator not in priced:
+                        priced[operator] = operator_time(own, operator)
+                    together.absorb(priced[operator])
+                gathered[group] = together.take(rows, named)
+            total.absorb(gathered[group])
         times.append(_settled(pricer, total, _offloaded_bytes(pricer.shard, part)))
     return times, index, distinct
 
@@ -241,6 +247,15 @@ def _offloaded_bytes(shard: Shard, part: Layer) -> Array:
                 for tensor in step.saved:
                     if tensor.offload in active:
                         found = found + tensor.bytes * switches[tensor.offload]
+    return found
+
+
+def _by_columns(part: Layer) -> dict[tuple[str, ...], tuple[Operator, ...]]:
+    """A layer's operators by the columns they depend on, in order."""
+    found: dict[tuple[str, ...], tuple[Operator, ...]] = {}
+    for operator in part.operators:
+        names = columns_of(operator)
+        found[names] = (*found.get(names, ()), operator)
     return found
 
 
