@@ -18,7 +18,14 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "frameworks")]
 
-from judges import environment, judge_accelerate, judge_deepspeed, judge_megatron, judge_torchtitan  # noqa: E402
+from judges import (  # noqa: E402
+    environment,
+    judge_accelerate,
+    judge_bridge,
+    judge_deepspeed,
+    judge_megatron,
+    judge_torchtitan,
+)
 from support.launch_cases import Case, cases, refused  # noqa: E402
 
 from moeplan.model import model_names  # noqa: E402
@@ -28,6 +35,8 @@ Verdicts = list[tuple[Case, dict[str, Any]]]
 COLUMNS = {
     "Megatron-LM (megatron-core 0.19.2)": "parser, `validate_args`, `TransformerConfig`, optimizer and DDP "
     "configurations, process groups of the whole world on torch's fake backend; arguments as bash hands them over",
+    "Megatron-Bridge overrides": "every key of `model`, `ddp` and `optimizer` is a field of megatron-core "
+    "0.19.2's classes; Megatron-Bridge itself is not installed",
     "DeepSpeed 0.19.8": "`DeepSpeedConfig` with the world's size, AutoEP's validation, top-level keys against its "
     "constants",
     "torchtitan 0.2.2": "`ConfigManager`, `ParallelDims`; the flavor built without memory",
@@ -45,16 +54,18 @@ def verdicts(folder: Path) -> dict[str, Verdicts]:
     megatron = list(cases("megatron"))
     with tempfile.TemporaryDirectory() as scratch:
         found[names[0]] = list(zip(megatron, judge_megatron(folder, megatron, Path(scratch)), strict=True))
+        bridge = list(cases("megatron-bridge"))
+        found[names[1]] = list(zip(bridge, judge_bridge(folder, bridge, Path(scratch)), strict=True))
     deepspeed = list(cases("deepspeed"))
-    found[names[1]] = list(zip(deepspeed, judge_deepspeed(folder, deepspeed), strict=True))
+    found[names[2]] = list(zip(deepspeed, judge_deepspeed(folder, deepspeed), strict=True))
     torchtitan = list(cases("torchtitan"))
-    for name, file in ((names[2], "torchtitan.toml"), (names[3], "torchtitan_config.py")):
+    for name, file in ((names[3], "torchtitan.toml"), (names[4], "torchtitan_config.py")):
         mine = [case for case in torchtitan if file in case.files]
         if file.endswith(".py"):
             mine = [case for case in mine if case.plan.precision in ("bf16", "fp32", "tf32")]
         found[name] = list(zip(mine, judge_torchtitan(folder, mine, file), strict=True))
     accelerate = list(cases("accelerate"))
-    found[names[4]] = list(zip(accelerate, judge_accelerate(folder, accelerate), strict=True))
+    found[names[5]] = list(zip(accelerate, judge_accelerate(folder, accelerate), strict=True))
     return found
 
 
@@ -165,8 +176,8 @@ def main() -> None:
         "Regenerate with `MOEPLAN_FRAMEWORKS=DIR python results/launch.py` (`tests/frameworks/build.sh` builds DIR).",
         "Every model of the catalog takes two turns through the settings of `tests/support/launch_cases.py`; what a "
         "target cannot run is adapted to the nearest plan that it can, as `--adapt` does. The judges run on a CPU: "
-        "they check configurations and process groups, not training. Megatron-Bridge's recipes need its own "
-        "environment and are not judged; their overrides carry the same values as the Megatron-LM arguments.",
+        "they check configurations and process groups, not training. Megatron-Bridge's recipes need "
+        "its own environment, so only the names of their overrides are looked up.",
         "",
         *summary(found),
         "",

@@ -99,7 +99,7 @@ def adapt(plan: Plan, target: str) -> tuple[Plan, list[str]]:
 
 def write(
     plan: Plan,
-    targets: Iterable[str],
+    targets: str | Iterable[str],
     directory: str | os.PathLike[str],
     *,
     estimate: Estimate | None = None,
@@ -111,7 +111,7 @@ def write(
 
     Args:
         plan: What to run.
-        targets: Some of :data:`TARGETS`.
+        targets: Some of :data:`TARGETS`, or one.
         directory: Folder to write to, made if need be.
         estimate: What moeplan predicts of ``plan``; an adapted plan is estimated anew.
         overwrite: Replace files that are there.
@@ -127,7 +127,7 @@ def write(
     from moeplan.launch.files import write_together
 
     files: dict[str, str] = {}
-    for target in dict.fromkeys(targets):
+    for target in dict.fromkeys([targets] if isinstance(targets, str) else targets):
         runs, predicted = plan, estimate
         notes: tuple[str, ...] = ()
         if adapt:

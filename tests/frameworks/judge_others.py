@@ -158,7 +158,50 @@ def judge_accelerate(case: dict) -> dict:
     return {"plugin": type(plugin).__name__, "tp": plugin.tp_degree, "pp": plugin.pp_degree}
 
 
+# Fields that Megatron-Bridge's own classes add to megatron-core's (its training/config.py, comm_overlap.py and
+# models/gpt_provider.py): these cannot be looked up here.
+_BRIDGE_OWN = {
+    "train": {"micro_batch_size", "global_batch_size"},
+    "dataset": {"seq_length"},
+    "model": {"seq_length", "use_te_rng_tracker"},
+    "checkpoint": {"ckpt_format"},
+    "dist": {"use_megatron_fsdp"},
+    "rng": {"te_rng_tracker"},
+    "comm_overlap": {"tp_comm_overlap", "overlap_moe_expert_parallel_comm", "delay_wgrad_compute"},
+}
+
+
+def judge_bridge(case: dict) -> dict:
+    """``overrides``: key=value words. Sections that are megatron-core's own classes have the fields they name."""
+    import dataclasses
+    import typing
+
+    typing.override = lambda function: function  # a name of Python 3.12
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer import MLATransformerConfig
+
+    classes = {"model": MLATransformerConfig, "ddp": DistributedDataParallelConfig, "optimizer": OptimizerConfig}
+    looked_up = 0
+    for word in case["overrides"]:
+        name, _, value = word.partition("=")
+        section, _, key = name.partition(".")
+        if name == "mixed_precision" or key in _BRIDGE_OWN.get(section, ()):
+            continue
+        fields = {field.name: field for field in dataclasses.fields(classes[section])}
+        if key not in fields:
+            raise ValueError(f"{classes[section].__name__} has no field {key}")
+        kind = str(fields[key].type)
+        if kind in ("<class 'bool'>", "bool") and value not in ("true", "false"):
+            raise ValueError(f"{name} is a truth value, not {value}")
+        if kind in ("<class 'int'>", "int"):
+            int(value)
+        looked_up += 1
+    return {"looked_up": looked_up}
+
+
 JUDGES = {
+    "megatron-bridge": judge_bridge,
     "deepspeed": judge_deepspeed,
     "torchtitan-toml": judge_torchtitan_toml,
     "torchtitan-python": judge_torchtitan_python,

@@ -102,3 +102,12 @@ def judge_accelerate(folder: Path, found: list[Case]) -> list[dict[str, Any]]:
     """accelerate's verdicts."""
     lines = [{"text": case.files["accelerate.yaml"]} for case in found]
     return judged(folder, "judge_others.py", ["accelerate"], lines)
+
+
+def judge_bridge(folder: Path, found: list[Case], scratch: Path) -> list[dict[str, Any]]:
+    """Whether the overrides name fields that megatron-core's configuration classes have."""
+    lines = []
+    for case in found:
+        words, _ = started(case.files["megatron_bridge.sh"], scratch, BRIDGE_PATH="/bridge", MASTER_ADDR="first")
+        lines.append({"overrides": words[words.index("--dataset") + 2 :]})
+    return judged(folder, "judge_others.py", ["megatron-bridge", str(folder / "megatron-core-0.19.2")], lines)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judges import judge_accelerate, judge_deepspeed, judge_megatron, judge_torchtitan, judged, megatron_line
+from judges import (
+    judge_accelerate,
+    judge_bridge,
+    judge_deepspeed,
+    judge_megatron,
+    judge_torchtitan,
+    judged,
+    megatron_line,
+)
 from support.launch_cases import Case, cases, plan_of
 
 from moeplan import launch
@@ -130,3 +138,15 @@ def test_accelerate_accepts_every_configuration(frameworks: Path) -> None:
     for case, verdict in zip(found, verdicts, strict=True):
         if verdict["plugin"] == "MegatronLMPlugin":
             assert (verdict["tp"], verdict["pp"]) == (case.plan.parallel.tp, case.plan.parallel.pp)
+
+
+def test_bridge_overrides_name_fields_of_megatron_core(frameworks: Path, tmp_path: Path) -> None:
+    """Megatron-Bridge itself is not installed; the classes behind model, ddp and optimizer are megatron-core's."""
+    found = list(cases("megatron-bridge"))
+    verdicts = judge_bridge(frameworks, found, tmp_path)
+    assert not failures(found, verdicts)
+    assert all(verdict["looked_up"] >= 25 for verdict in verdicts)
+    line = {"overrides": ["model.tensor_parallel_size=2"]}
+    core = str(frameworks / "megatron-core-0.19.2")
+    [wrong] = judged(frameworks, "judge_others.py", ["megatron-bridge", core], [line])
+    assert not wrong["accepted"] and "has no field tensor_parallel_size" in wrong["error"]
