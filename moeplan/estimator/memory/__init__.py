@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,12 @@ LAYER_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "recompute_method", "recompute
 
 JOINT_COLUMNS: tuple[str, ...] = (*LAYER_COLUMNS, "pp", "_pipeline")
 _HELD_COLUMNS: tuple[str, ...] = (*CUT_COLUMNS, "fused_gradient_accumulation", "_pipeline")
+_RESIDENT_COLUMNS: tuple[str, ...] = tuple(
+    dict.fromkeys(
+        (*_HELD_COLUMNS, *STATE_COLUMNS, "gpus", "pp", "overlap_grad_reduce", "overlap_param_gather")  # sharded buffers
+    )
+)
+_JOINT_OR_PIPELINE = {*JOINT_COLUMNS, "vpp", "pipeline_layout", "overlap_ep", "mtp_layers", "schedule"}
 
 
 @dataclass(frozen=True)
@@ -90,29 +97,13 @@ def stage_memory(
     pipelines = structure.counts.shape[0]
     extended = table.with_columns({"_pipeline": Column(tuple(range(pipelines)), structure.index)})
     activations, transient, messages = _activations(architecture, extended, structure)
-    held, held_index = extended.distinct(_HELD_COLUMNS)
-    holds = held_elements(held, structure)
-    fixed = _fixed(machine, held, structure)
-    dense, expert = holds.dense[held_index], holds.expert[held_index]
-    bytes_table, bytes_index = table.distinct(STATE_COLUMNS)
-    per = state_bytes(bytes_table, machine.compute_capability)
-    over_dense, over_expert = (1.0 / group for group in data_parallel(table))
-
-    def states(whole: Array, shared: Array) -> Array:
-        full, cut = np.take(whole, bytes_index), np.take(shared, bytes_index)
-        on_dense, on_expert = full + cut * over_dense, full + cut * over_expert
-        return dense * on_dense[:, None] + expert * on_expert[:, None]
-
-    parameters = states(per.parameter_whole, per.parameter_shared)
-    if per.copies.any():
-        parameters = parameters + (holds.gemm + holds.expert)[held_index] * np.take(per.copies, bytes_index)[:, None]
-    gradients = states(per.gradient_whole, per.gradient_shared)
-    optimizer = states(per.optimizer_whole, per.optimizer_shared)
-    if per.other_whole.any() or per.other_shared.any():
-        other = np.take(per.other_whole, bytes_index) + np.take(per.other_shared, bytes_index) * over_dense
-        optimizer = optimizer + holds.other[held_index] * other[:, None]
-    buffers = fixed[held_index] + messages
-    transient = transient + _gradient_temporaries(extended, structure, holds.largest[held_index])
+    # States depend on far fewer columns than activations: worked out once per distinct row, then gathered.
+    rows, index = extended.distinct(_RESIDENT_COLUMNS)
+    resident = _resident(machine, rows, structure)
+    parameters, gradients, optimizer, fixed, temporary = (np.take(term, index, axis=0) for term in resident)
+    buffers = fixed + messages
+    if resident.temporary.any():
+        transient = transient + temporary
     stepping = optimizer_temporaries(table, optimizer)
     if stepping is not None:
         # Activations are gone when the optimizer runs.
@@ -133,15 +124,52 @@ def stage_memory(
     )
 
 
-def _gradient_temporaries(extended: Table, structure: Structure, largest: Array) -> Array | float:
-    """Gathered parameters and gradients before they reach the main buffer; shape (rows, moments), 0 for none."""
-    found: Array | float = 0.0
-    unfused = 1.0 - extended["fused_gradient_accumulation"]
-    if unfused.any():
-        # Without fused accumulation a weight's 16-bit gradient exists until it is added to the main buffer.
-        found = unfused[:, None] * 2.0 * largest
-    if (extended["sharding"] >= 2).any():
-        found = found + _sharding_buffers(extended, structure)
+class _Resident(NamedTuple):
+    """What is there whatever the micro batch; arrays of shape (rows, moments), or (rows, 1) where it is nothing."""
+
+    parameters: Array
+    gradients: Array
+    optimizer: Array
+    fixed: Array
+    temporary: Array
+
+
+def _resident(machine: Machine, table: Table, structure: Structure) -> _Resident:
+    """States, fixed buffers and temporaries of gradients; ``table`` holds :data:`_RESIDENT_COLUMNS`."""
+    held, held_index = table.distinct(_HELD_COLUMNS)
+    holds = held_elements(held, structure)
+    dense, expert = holds.dense[held_index], holds.expert[held_index]
+    bytes_table, bytes_index = table.distinct(STATE_COLUMNS)
+    per = state_bytes(bytes_table, machine.compute_capability)
+    over_dense, over_expert = (1.0 / group for group in data_parallel(table))
+
+    def states(whole: Array, shared: Array) -> Array:
+        full, cut = np.take(whole, bytes_index), np.take(shared, bytes_index)
+        on_dense, on_expert = full + cut * over_dense, full + cut * over_expert
+        return dense * on_dense[:, None] + expert * on_expert[:, None]
+
+    parameters = states(per.parameter_whole, per.parameter_shared)
+    if per.copies.any():
+        parameters = parameters + (holds.gemm + holds.expert)[held_index] * np.take(per.copies, bytes_index)[:, None]
+    optimizer = states(per.optimizer_whole, per.optimizer_shared)
+    if per.other_whole.any() or per.other_shared.any():
+        other = np.take(per.other_whole, bytes_index) + np.take(per.other_shared, bytes_index) * over_dense
+        optimizer = optimizer + holds.other[held_index] * other[:, None]
+    return _Resident(
+        parameters,
+        states(per.gradient_whole, per.gradient_shared),
+        optimizer,
+        _fixed(machine, held, structure)[held_index],
+        _gradient_temporaries(table, structure, holds.largest[held_index]),
+    )
+
+
+def _gradient_temporaries(table: Table, structure: Structure, largest: Array) -> Array:
+    """Gathered parameters and gradients before they reach the main buffer; shape (rows, moments)."""
+    # Without fused accumulation a weight's 16-bit gradient exists until it is added to the main buffer.
+    found: Array = (1.0 - table["fused_gradient_accumulation"])[:, None] * 2.0 * largest
+    if (table["sharding"] >= 2).any():
+        found = found + _sharding_buffers(table, structure)
     return found
 
 
@@ -173,7 +201,9 @@ def _sharding_buffers(extended: Table, structure: Structure) -> Array:
 
 def _activations(architecture: Architecture, extended: Table, structure: Structure) -> tuple[Array, Array, Array]:
     """Saved bytes alive, the climb above them, and the stage's message buffers; each of shape (rows, moments)."""
-    joint, joint_index = extended.distinct(JOINT_COLUMNS)
+    varying = {name for name, column in extended.columns.items() if len(column.levels) > 1}
+    # In most searches every row differs in what activations depend on; then looking for equal ones costs in vain.
+    joint, joint_index = (extended, None) if varying <= _JOINT_OR_PIPELINE else extended.distinct(JOINT_COLUMNS)
     pipeline = joint["_pipeline"].astype(np.int64)
     alive, peak = _folded(architecture, joint, structure, pipeline)
     in_blocks = np.flatnonzero(np.take(structure.recomputed_runs.sum(axis=(1, 2)), pipeline))
@@ -182,7 +212,13 @@ def _activations(architecture: Architecture, extended: Table, structure: Structu
         alive[in_blocks] = parts_alive.sum(axis=2)
         peak[in_blocks] = np.maximum(np.maximum(plain.max(axis=2), rebuilt.max(axis=2)), 0.0)
     messages = stage_buffers(architecture, joint, shard_of(joint), structure)
-    return alive[joint_index], peak[joint_index], messages[joint_index]
+    if joint_index is None:
+        return alive, peak, messages
+    return (
+        np.take(alive, joint_index, axis=0),
+        np.take(peak, joint_index, axis=0),
+        np.take(messages, joint_index, axis=0),
+    )
 
 
 def _folded(
