@@ -165,6 +165,22 @@ def test_writes_all_files_and_makes_scripts_runnable(tmp_path: Path) -> None:
         assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.suffix in (".sh", ".sbatch"))
 
 
+def test_one_target_may_stand_alone(tmp_path: Path) -> None:
+    assert [path.name for path in launch.write(plan_with(), "megatron", tmp_path)] == ["megatron.sh", "megatron.sbatch"]
+
+
+def test_adapted_files_say_what_was_adapted_and_predict_the_adapted_plan(tmp_path: Path) -> None:
+    """The heading of an adapted plan holds its own prediction, not that of the plan that was asked for."""
+    plan = plan_with(**{"parallel.tp": 2})
+    asked = estimate(plan)
+    launch.write(plan, ["torchtitan"], tmp_path, estimate=asked, adapt=True)
+    runs, changes = launch.adapt(plan, "torchtitan")
+    text = (tmp_path / "torchtitan.toml").read_text()
+    assert changes and all(one_line(f"note: adapted: {change}") in text for change in changes)
+    assert f"{estimate(runs).memory.peak_reserved_gib:.1f} GiB reserved" in text
+    assert estimate(runs).memory.peak_reserved_gib != pytest.approx(asked.memory.peak_reserved_gib, rel=0.01)
+
+
 def test_existing_file_is_not_overwritten_and_nothing_else_is_written(tmp_path: Path) -> None:
     (tmp_path / "deepspeed.sh").write_text("mine")
     with pytest.raises(PlanError, match=r"deepspeed\.sh: is already there; pass --overwrite"):

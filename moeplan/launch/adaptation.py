@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import log2
+from math import isqrt, log2
 from typing import Any
 
 from moeplan.errors import PlanError
@@ -12,6 +12,8 @@ from moeplan.plan import Plan
 
 # More rounds than there are keys would mean that two rules push a value back and forth.
 _MOST_ROUNDS = 40
+# How many numbers of micro batches on either side are tried.
+_NEAR = 32
 
 _NAMES: dict[str, Sequence[Any]] = {
     "precision": ("bf16", "fp16", "tf32", "fp32"),
@@ -104,16 +106,18 @@ def _values(column: str, row: dict[str, Any]) -> Sequence[Any]:
     if column == "vpp":
         candidates: Sequence[int] = range(1, 17)
     elif column == "global_batch_size":
-        step = max(1, row["micro_batch_size"])
-        dp = max(1, row["gpus"] // (row["tp"] * row["pp"] * row["cp"]))
-        candidates = [step * dp * factor for factor in range(1, 4 * max(1, current // (step * dp)) + row["pp"] + 1)]
+        passes = max(1, row["micro_batch_size"] * (row["gpus"] // (row["tp"] * row["pp"] * row["cp"])))
+        whole = max(1, current // passes)
+        # Whole numbers of micro batches around the one asked, and whole rounds of the pipeline.
+        near = {whole + offset for offset in range(-_NEAR, _NEAR + 1)}
+        rounds = {(whole // row["pp"] + offset) * row["pp"] for offset in range(-_NEAR, _NEAR + 1)}
+        candidates = [passes * count for count in near | rounds if count > 0]
     elif column == "sequence_length":
         candidates = [1 << power for power in range(7, 21)]
     elif column in ("gpus", "gpus_per_node"):
         return ()
     else:
-        gpus = row["gpus"]
-        candidates = [degree for degree in range(1, gpus + 1) if gpus % degree == 0]
+        candidates = _divisors(row["gpus"])
     return sorted((value for value in candidates if value > 0), key=lambda value: abs(log2(value / current)))
 
 
@@ -122,3 +126,8 @@ def _shown(plan: Plan, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def _divisors(number: int) -> list[int]:
+    small = [divisor for divisor in range(1, isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
