@@ -8,7 +8,6 @@ sum is plain elementwise arithmetic in a fixed order: a candidate has the same b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,16 +72,12 @@ def each_pipeline(
     """
     width = width or structure.counts.shape[1]
     order, groups = pipelines_of(index, structure.counts.shape[0])
-    sorted_ = [np.empty((index.size, width)) for _ in range(results)]
-    for pipeline, rows in groups:
-        answers = fold(pipeline, int(structure.moments[pipeline]), order[rows])
-        for target, found in zip(sorted_, answers, strict=True):
+    targets = tuple(np.empty((index.size, width)) for _ in range(results))
+    for pipeline, part in groups:
+        rows = order[part]
+        answers = fold(pipeline, int(structure.moments[pipeline]), rows)
+        for target, found in zip(targets, answers, strict=True):
             target[rows, : found.shape[1]] = found
-            target[rows, found.shape[1] :] = found[:, -1:]
-    return tuple(_unsorted(item, order) for item in sorted_)
-
-
-def _unsorted(values: Array, order: NDArray[Any]) -> Array:
-    found = np.empty_like(values)
-    found[order] = values
-    return found
+            if found.shape[1] < width:
+                target[rows, found.shape[1] :] = found[:, -1:]
+    return targets

@@ -16,7 +16,7 @@ from moeplan.search.keep import Batch, Digest, Memory
 from moeplan.search.objectives import Objective
 from moeplan.search.request import Progress, SearchRequest
 
-CHUNK_ROWS = 1 << 17
+CHUNK_ROWS = 1 << 18
 """Candidates priced at once: large enough to hide Python, small enough for the caches and for memory."""
 
 _MOST_WORKERS = 4

@@ -229,15 +229,15 @@ def _folded(
     shard = shard_of(layers)
     memory = [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
 
-    def gather(name: str) -> Array:
-        return np.take(np.stack([getattr(part, name) for part in memory], axis=1), layer_index, axis=0)
+    def stacked(name: str) -> Array:
+        return np.stack([getattr(part, name) for part in memory], axis=1)
 
-    group, everything = _recompute_groups(joint, len(memory))
+    group, everything = _recompute_groups(layers, len(memory))
     size, redone = group[:, 0], everything[:, 0]
-    kept = np.where(redone, gather("kept_full") / size, gather("kept"))
-    climb = np.where(redone, gather("transient_full") + (size - 1.0) * gather("whole"), gather("transient"))
+    kept = np.where(redone, stacked("kept_full") / size, stacked("kept"))
+    climb = np.where(redone, stacked("transient_full") + (size - 1.0) * stacked("whole"), stacked("transient"))
     share = _chunk_share(structure, np.arange(structure.counts.shape[0]))
-    return fold_live(structure, pipeline, kept, climb, np.ravel(redone), share)
+    return fold_live(structure, pipeline, layer_index, kept, climb, np.ravel(redone), share)
 
 
 def live_parts(architecture: Architecture, joint: Table, structure: Structure) -> tuple[Array, Array, Array]:

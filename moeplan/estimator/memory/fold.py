@@ -14,6 +14,7 @@ from moeplan.operators.base import Array
 def fold_live(
     structure: Structure,
     index: Codes,
+    layer: Codes,
     kept: Array,
     climb: Array,
     redone: NDArray[np.bool_],
@@ -26,9 +27,10 @@ def fold_live(
     Args:
         structure: The pipelines.
         index: Pipeline of each row; shape (rows,).
-        kept: Bytes that a layer of each part keeps, recomputation in effect; shape (rows, parts).
-        climb: Bytes that its backward needs on top; shape (rows, parts).
-        redone: Whether every layer is recomputed; shape (rows,).
+        layer: Row of the next three for each row; shape (rows,).
+        kept: Bytes that a layer of each part keeps, recomputation in effect; shape (layers, parts).
+        climb: Bytes that its backward needs on top; shape (layers, parts).
+        redone: Whether every layer is recomputed; shape (layers,).
         share: Share of a stage's layers that its largest virtual stage holds; shape (pipelines, moments).
 
     Returns:
@@ -38,9 +40,10 @@ def fold_live(
 
     def fold(pipeline: int, moments: int, rows: Codes) -> tuple[Array, ...]:
         live, runs = structure.live[pipeline, :moments], structure.runs[pipeline, :moments]
-        own, own_climb = kept[rows], climb[rows]
+        which = layer[rows]
+        own, own_climb = np.take(kept, which, axis=0), np.take(climb, which, axis=0)
         alive = weighted(own, live)
-        behind = head_kept[rows, None] * runs[None, :, -1]
+        behind = np.take(head_kept, which)[:, None] * runs[None, :, -1]
         peak = np.full(alive.shape, -np.inf)
         for part in range(runs.shape[1] - 2):
             held = runs[:, part] > 0
