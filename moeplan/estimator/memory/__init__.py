@@ -16,10 +16,10 @@ from moeplan.estimator.memory.buffers import (
     outside,
     reserved,
     sharding_buffers,
-    stage_buffers,
+    stage_tensors,
     workspaces,
 )
-from moeplan.estimator.memory.fold import fold_live
+from moeplan.estimator.memory.fold import LayerBytes, fold_live
 from moeplan.estimator.memory.layers import layer_memory
 from moeplan.estimator.memory.states import (
     CUT_COLUMNS,
@@ -205,13 +205,12 @@ def _activations(architecture: Architecture, extended: Table, structure: Structu
     # In most searches every row differs in what activations depend on; then looking for equal ones costs in vain.
     joint, joint_index = (extended, None) if varying <= _JOINT_OR_PIPELINE else extended.distinct(JOINT_COLUMNS)
     pipeline = joint["_pipeline"].astype(np.int64)
-    alive, peak = _folded(architecture, joint, structure, pipeline)
+    alive, peak, messages = _folded(architecture, joint, structure, pipeline)
     in_blocks = np.flatnonzero(np.take(structure.recomputed_runs.sum(axis=(1, 2)), pipeline))
     if in_blocks.size:
         parts_alive, plain, rebuilt = live_parts(architecture, joint.take(in_blocks), structure)
         alive[in_blocks] = parts_alive.sum(axis=2)
         peak[in_blocks] = np.maximum(np.maximum(plain.max(axis=2), rebuilt.max(axis=2)), 0.0)
-    messages = stage_buffers(architecture, joint, shard_of(joint), structure)
     if joint_index is None:
         return alive, peak, messages
     return (
@@ -223,8 +222,8 @@ def _activations(architecture: Architecture, extended: Table, structure: Structu
 
 def _folded(
     architecture: Architecture, joint: Table, structure: Structure, pipeline: NDArray[np.int64]
-) -> tuple[Array, Array]:
-    """What :func:`live_parts` says over all parts, where all layers are recomputed or none; shape (rows, moments)."""
+) -> tuple[Array, Array, Array]:
+    """What :func:`live_parts` says over all parts, where all layers are recomputed or none, and ``stage_buffers``."""
     layers, layer_index = joint.distinct(LAYER_COLUMNS)
     shard = shard_of(layers)
     memory = [layer_memory(part, shard, architecture.hidden) for part in structure.parts]
@@ -237,7 +236,8 @@ def _folded(
     kept = np.where(redone, stacked("kept_full") / size, stacked("kept"))
     climb = np.where(redone, stacked("transient_full") + (size - 1.0) * stacked("whole"), stacked("transient"))
     share = _chunk_share(structure, np.arange(structure.counts.shape[0]))
-    return fold_live(structure, pipeline, layer_index, kept, climb, np.ravel(redone), share)
+    live = LayerBytes(kept, climb, np.ravel(redone), *stage_tensors(architecture, layers, shard, structure))
+    return fold_live(structure, pipeline, layer_index, live, share, joint["pp"] > 1)
 
 
 def live_parts(architecture: Architecture, joint: Table, structure: Structure) -> tuple[Array, Array, Array]:

@@ -63,17 +63,29 @@ def stage_buffers(architecture: Architecture, table: Table, shard: Shard, struct
       batch runs (``schedules.py``, ``input_tensor_grad``); interleaved schedules also post the next receives early.
     """
     pipeline = table["_pipeline"].astype(np.int64)
+    rope, gathered, message = (tensor[:, None] for tensor in stage_tensors(architecture, table, shard, structure))
+    has_head, messages = stage_counts(structure)
+    total: Array = rope + has_head[pipeline] * gathered + (table["pp"] > 1)[:, None] * message * messages[pipeline]
+    return total
+
+
+def stage_tensors(
+    architecture: Architecture, table: Table, shard: Shard, structure: Structure
+) -> tuple[Array, Array, Array]:
+    """The tensors of :func:`stage_buffers`: rotary frequencies, the head's gathered input, a message; (rows,) each."""
     size = element_bytes(shard)
     rope = 4.0 * table["sequence_length"] / table["cp"] * rotary_width(structure.parts)
-    has_head = (structure.counts[:, :, -1] > 0)[pipeline]
     megatron = (1.0 - shard.value("eager")) * (shard.tp > 1) * shard.value("sp")
     gathered = megatron * size * shard.tokens * architecture.hidden
-    message = size * shard.sequence_tokens * architecture.hidden
+    return rope, gathered, size * shard.sequence_tokens * architecture.hidden
+
+
+def stage_counts(structure: Structure) -> tuple[Array, Array]:
+    """How many of the head's gathered input and of messages a stage holds; shape (pipelines, moments) each."""
     later = structure.stage > 0
     interleaved = (structure.chunk_layers < structure.counts[:, :, :-2].sum(axis=2)) * 2.0
-    messages = ((table["pp"] > 1) * message)[:, None] * (later + interleaved)[pipeline]
-    total: Array = rope[:, None] + has_head * gathered[:, None] + messages
-    return total
+    has_head = np.where(structure.counts[:, :, -1] > 0, 1.0, 0.0)
+    return has_head, np.asarray(later + interleaved, np.float64)
 
 
 def sharding_buffers(table: Table, largest_layer: Array, root: Array, trained: Array) -> Array:
