@@ -21,9 +21,9 @@ from moeplan.documents import (
     parse_mapping,
     read_mapping,
     write_text_atomically,
-    yaml_text,
 )
 from moeplan.errors import PlanError, nearest
+from moeplan.plain_yaml import yaml_text
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),

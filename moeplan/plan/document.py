@@ -188,7 +188,7 @@ class Plan(Section):
 
     def to_yaml(self) -> str:
         """The plan as YAML, every key present, sections in the document's order."""
-        from moeplan.documents import yaml_text
+        from moeplan.plain_yaml import yaml_text
 
         return yaml_text(self.to_mapping())
 
