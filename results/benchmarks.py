@@ -126,7 +126,7 @@ def report() -> str:
         "",
         "## Optuna against the certified optimum",
         "",
-        f"Best of {TRIALS} trials over the optimum of the exhaustive sweep; a trial prices every candidate of one layout.",
+        f"Best of {TRIALS} trials over the optimum of the sweep; a trial prices every candidate of one layout.",
         "",
         "| question | sampler | seeds | worst seed | median | best |",
         "|---|---|---:|---:|---:|---:|",
@@ -134,9 +134,8 @@ def report() -> str:
     for case in CASES:
         for sampler, ratios in studies(*case, optima[case]).items():
             ranked = sorted(ratios)
-            lines.append(
-                f"| {_named(case)} | {sampler} | {len(ranked)} | {ranked[0]:.4f} | {ranked[len(ranked) // 2]:.4f} | {ranked[-1]:.4f} |"
-            )
+            worst, median, best = ranked[0], ranked[len(ranked) // 2], ranked[-1]
+            lines.append(f"| {_named(case)} | {sampler} | {len(ranked)} | {worst:.4f} | {median:.4f} | {best:.4f} |")
     lines += ["", "## Whole commands", "", "| command | CPU s | wall s | peak RSS |", "|---|---:|---:|---:|"]
     estimate = "estimate mixtral-8x7b --gpu h100 --gpus 64 --tp 2 --ep 8 --pp 4"
     searches = [f"search {model} --gpu {gpu} --gpus {gpus}" for model, gpu, gpus in CASES]
