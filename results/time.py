@@ -182,7 +182,7 @@ def report(
     yield "Regenerate with `python results/time.py` (`--fit` fits the coefficients anew). Error is predicted step time"
     yield f"over measured, less one. {len(time_fit.NUMBERS)} global numbers are fitted to {len(cases)} runs;"
     yield "none belongs to a run. Published runs are priced with fused MoE kernels from NeMo 26.06 on, without before"
-    yield "(factor `fused_moe`); a plan alone does not tell its software, and is priced half-way."
+    yield "(factor `fused_moe`); a plan alone does not tell its software, and is priced in between."
     yield ""
     yield from _cross_validation(cases, unseen, seen, untold / measured - 1)
     yield from _never_fitted()

@@ -73,7 +73,8 @@ class Pricer:
         The fused path (grouped MLP with quantization and activation inside, buffers of fixed size, full-iteration
         graphs) exists for MXFP8 on Blackwell with HybridEP since NeMo 26.06 (Megatron-LM ``moe_paged_stash``,
         ``use_transformer_engine_op_fuser``). A plan does not tell its software: the factor ``fused_moe`` does, 1 for
-        software that has it and 0 for software before; untold, the middle is taken, and the uncertainty covers both.
+        software that has it and 0 for software before; untold, it is the share of published runs that had it, and the
+        uncertainty covers both.
         """
         fused = (
             (self.machine.generation == "blackwell")
@@ -120,8 +121,10 @@ class Pricer:
             data = self.kernels.gemm_s(m, k, n, *price, (outputs + weights) * size + inputs * wide)
             grad = self.kernels.gemm_s(k, n, m, *price, (inputs + outputs) * size + weights * gradient, weight=True)
             cast, cast_back = self._quantization(name, inputs, outputs, wide) if item.quantized else (0.0, 0.0)
-            forward = np.where(chosen, first + cast, forward)
-            backward = np.where(chosen, data + grad + cast_back, backward)
+            # The fused path of experts quantizes inside the kernels before.
+            apart = self.eager_experts() if item.grouped else 1.0
+            forward = np.where(chosen, first + cast * apart, forward)
+            backward = np.where(chosen, data + grad + cast_back * apart, backward)
             weight = np.where(chosen, grad, weight)
         return forward, backward, weight
 
