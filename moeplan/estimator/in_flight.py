@@ -26,7 +26,9 @@ def live_chunks(pp: int, stage: int, virtual: int, micro_batches: int, overlap_e
     one_hot = np.eye(virtual)
     forwards = np.concatenate([np.zeros((1, virtual)), np.cumsum(one_hot[order], axis=0)])
     backwards = np.concatenate([np.zeros((1, virtual)), np.cumsum(one_hot[virtual - 1 - order], axis=0)])
-    alternating = np.arange(max(steps - warmup, 1))
+    # Forward and backward repeat with every group of pp micro batches, and what is alive between them does too.
+    period = pp * virtual if micro_batches % pp == 0 else steps
+    alternating = np.arange(min(max(steps - warmup, 1), period))
     alive = forwards[np.minimum(warmup + 1 + alternating, steps)] - backwards[alternating]
     return np.unique(alive, axis=0)
 
@@ -44,11 +46,11 @@ def _schedule(pp: int, virtual: int, micro_batches: int) -> NDArray[np.int64]:
 
 def undominated(bounds: Array) -> NDArray[np.int64]:
     """Rows of ``bounds`` (points, features) that no other row is at least as large as in everything, in their order."""
-    keep: list[int] = []
-    for row in np.argsort(-bounds.sum(axis=1), kind="stable"):
-        if not any(np.all(bounds[other] >= bounds[row]) for other in keep):
-            keep.append(int(row))
-    return np.array(sorted(keep), np.int64)
+    covers = (bounds[:, None] >= bounds[None, :]).all(axis=2)
+    # Of equal rows the first stays.
+    equal = covers & covers.T
+    beaten = (covers & ~equal).any(axis=0) | np.triu(equal, 1).any(axis=0)
+    return np.flatnonzero(~beaten)
 
 
 def off_mixtures(bounds: Array) -> NDArray[np.int64]:
