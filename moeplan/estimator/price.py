@@ -171,17 +171,18 @@ def _fold(
 ) -> Explanation:
     memory = stage_memory(architecture, machine, table, stages, factors)
     time = step_time(architecture, machine, table, stages, factors)
-    needed = memory.peak_reserved + memory.overhead
-    fullest = np.argmax(needed, axis=1)
-    rows = np.arange(table.rows)
-    device = needed[rows, fullest]
+    # What is reserved grows with what is allocated, and what lies outside is the same on every stage.
+    fullest = np.argmax(memory.peak_allocated, axis=1)
+    at = (np.arange(table.rows), fullest)
+    reserved = memory.peak_reserved[at]
+    device = reserved + memory.overhead[at]
     headroom = (machine.usable_gib - margin_gib) * GIB - device
     step = time.step_s
     tokens = table["global_batch_size"] * table["sequence_length"] / step
     per_gpu_tflops = tokens / table["gpus"] * _flops_per_token(architecture, table) / 1e12
     prices = Prices(
-        peak_allocated_bytes=memory.peak_allocated.max(axis=1),
-        peak_reserved_bytes=memory.peak_reserved.max(axis=1),
+        peak_allocated_bytes=memory.peak_allocated[at],
+        peak_reserved_bytes=reserved,
         device_bytes=device,
         headroom_bytes=headroom,
         fits=headroom >= 0,
