@@ -12,7 +12,9 @@ import pytest
 from support.launch_cases import cases, plan_of
 from support.launch_shell import started
 
+import moeplan
 from moeplan import launch
+from moeplan.cli.app import run
 from moeplan.launch.megatron import arguments
 from moeplan.launch.megatron_plan import environment
 from moeplan.launch.megatron_words import pattern
@@ -133,8 +135,6 @@ def test_gpt_oss_is_spelled_out() -> None:
             {"optimizer__offload_fraction": 0.5},
             {"--use-precision-aware-optimizer": (), "--optimizer-offload-fraction": ("0.5",)},
         ),
-        # Transformer Engine's loss is refused by the command line.
-        ({}, {"--cross-entropy-loss-fusion": (), "--cross-entropy-fusion-impl": ("native",)}),
         # Full recompute wants method and number spelled out.
         ({"recompute__granularity": "full"}, {"--recompute-method": ("uniform",), "--recompute-num-layers": ("1",)}),
         (
@@ -276,3 +276,39 @@ def test_uneven_layouts_of_the_cases_are_megatrons() -> None:
     plan = plan_of("deepseek-v3", {"hardware.gpu": "h100", "hardware.gpus": 128, "layout": 16})
     layout = plan.parallel.pipeline_layout or ""
     assert layout.count("t") == 61 and layout.count("|") == 15 and layout[0] == "E" and layout.endswith("mL")
+
+
+def test_the_command_line_has_no_fused_loss_and_its_file_says_what_that_costs() -> None:
+    # arguments.py refuses Transformer Engine's fusion; the native one keeps fp32 logits (Megatron-LM's CI pays for it).
+    plan = plan_for(gpu="h200", gpus=16, parallel__ep=16, batch__micro_batch_size=2)
+    text = launch.render(plan, "megatron", moeplan.estimate(plan))["megatron.sh"]
+    assert "cross-entropy-loss-fusion" not in text
+    unfused = moeplan.estimate(plan.with_values({"kernels.fused_cross_entropy": False}))
+    assert unfused.memory.peak_reserved_gib > moeplan.estimate(plan).memory.peak_reserved_gib
+    assert f"peak memory {unfused.memory.peak_reserved_gib:.1f} GiB reserved" in text
+    assert "the loss runs unfused" in text
+
+
+def test_a_plan_that_fits_only_with_the_fused_loss_is_called_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tight = next(
+        plan
+        for size in (8, 16, 24, 32, 40)
+        if moeplan.estimate(
+            plan := plan_for(
+                gpu="h200",
+                gpus=16,
+                parallel__ep=16,
+                batch__micro_batch_size=size,
+                batch__global_batch_size=16 * size,
+                recompute__granularity="full",
+            )
+        ).fits
+        and not moeplan.estimate(plan.with_values({"kernels.fused_cross_entropy": False})).fits
+    )
+    path = tmp_path / "plan.yaml"
+    path.write_text(tight.to_yaml(), encoding="utf-8")
+    assert run(["launch", str(path), "--to", "megatron", "-o", str(tmp_path / "run")]) == 0
+    assert "as it runs there it needs" in capsys.readouterr().err
+    assert "DOES NOT FIT" in (tmp_path / "run" / "megatron.sh").read_text(encoding="utf-8")

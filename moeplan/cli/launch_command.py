@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from moeplan.cli import status
 from moeplan.cli.output import calibration_option, json_option, margin, margin_option, print_json, warn
 from moeplan.cli.settings import plan_of, plan_options
 from moeplan.errors import PlanError
+
+if TYPE_CHECKING:
+    from moeplan.answers.documents import Estimate
+    from moeplan.plan import Plan
 
 
 @click.command("launch")
@@ -45,19 +49,29 @@ def command(
     """
     from moeplan.api import estimate
     from moeplan.launch import adapt as nearest_plan
-    from moeplan.launch import write
+    from moeplan.launch import as_run, write
 
     plan = plan_of(plan_or_model, values)
     names = target_names(targets)
-    predicted = estimate(plan, calibration=calibration, margin_gib=margin(margin_gib))
+
+    def predict(candidate: Plan) -> Estimate:
+        return estimate(candidate, calibration=calibration, margin_gib=margin(margin_gib))
+
+    predicted = predict(plan)
     if not predicted.fits:
         warn(f"the plan does not fit: {-predicted.memory.headroom_gib:.1f} GiB too much ({predicted.limit})")
+    for name in names:
+        runs = as_run(plan, name)
+        if predicted.fits and runs != plan and not (there := predict(runs)).fits:
+            warn(f"{name}: as it runs there it needs {-there.memory.headroom_gib:.1f} GiB too much ({there.limit})")
     changes = {name: nearest_plan(plan, name)[1] for name in names} if adapt else {}
     for name, changed in changes.items():
         for change in changed:
             warn(f"{name}: {change}")
     line = shlex.join(["moeplan", *sys.argv[1:]])
-    written = write(plan, names, output, estimate=predicted, overwrite=overwrite, adapt=adapt, command=line)
+    written = write(
+        plan, names, output, estimate=predicted, overwrite=overwrite, adapt=adapt, command=line, predict=predict
+    )
     if as_json:
         files = [str(path) for path in written]
         print_json({"schema_version": 1, "plan": plan.to_mapping(), "files": files, "adapted": changes})

@@ -10,7 +10,7 @@ One module per framework turns a plan into text. A plan that a framework cannot 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,9 @@ from moeplan.plan import Plan
 if TYPE_CHECKING:
     from moeplan.answers.documents import Estimate
 
-__all__ = ["TARGETS", "Refusal", "adapt", "refusals", "render", "write"]
+    Predict = Callable[[Plan], Estimate]
+
+__all__ = ["TARGETS", "Refusal", "adapt", "as_run", "refusals", "render", "write"]
 
 # Target -> (its module, the framework whose legality rules hold; None: the plan's own).
 _TARGETS: dict[str, tuple[str, str | None]] = {
@@ -42,6 +44,7 @@ def render(
     estimate: Estimate | None = None,
     command: str | None = None,
     notes: tuple[str, ...] = (),
+    predict: Predict | None = None,
 ) -> dict[str, str]:
     """The launch files of a plan for one target: file name -> text.
 
@@ -51,6 +54,8 @@ def render(
         estimate: What moeplan predicts of the plan, for the heading.
         command: The command that asked, for the heading.
         notes: Further lines of the heading.
+        predict: Estimates the plan that the framework will really run, where that is not quite ``plan`` (see
+            :func:`as_run`); :func:`moeplan.estimate` by default.
 
     Raises:
         PlanError: The target is not known, or its framework cannot run the plan.
@@ -58,8 +63,31 @@ def render(
     found = refusals(plan, target)
     if found:
         raise _refused(plan, target, found)
+    if estimate is not None:
+        estimate = _as_run(plan, target, estimate, predict)
     files: dict[str, str] = _module(target).render(plan, estimate, command, notes)
     return files
+
+
+def as_run(plan: Plan, target: str) -> Plan:
+    """The plan as the target's framework will really run it: the same but where its words fall short, at a cost."""
+    module = _module(target)
+    runs: Plan = module.as_run(plan) if hasattr(module, "as_run") else plan
+    return runs
+
+
+def _as_run(plan: Plan, target: str, estimate: Estimate, predict: Predict | None) -> Estimate:
+    """The estimate of what will really run."""
+    runs = as_run(plan, target)
+    if runs == plan:
+        return estimate
+    return (predict or _estimate())(runs)
+
+
+def _estimate() -> Predict:
+    from moeplan.api import estimate
+
+    return estimate
 
 
 def refusals(plan: Plan, target: str) -> list[Refusal]:
@@ -106,6 +134,7 @@ def write(
     overwrite: bool = False,
     adapt: bool = False,
     command: str | None = None,
+    predict: Predict | None = None,
 ) -> list[Path]:
     """Write the launch files of a plan for several targets: all of them or none.
 
@@ -117,6 +146,7 @@ def write(
         overwrite: Replace files that are there.
         adapt: Write the nearest plan that a target can run where it cannot run this one.
         command: The command that asked, for the heading.
+        predict: Estimates a plan that differs from ``plan``; :func:`moeplan.estimate` by default.
 
     Returns:
         The files written.
@@ -134,10 +164,8 @@ def write(
             runs, changes = _adapt(plan, target)
             notes = tuple(f"adapted: {change}" for change in changes)
             if changes and estimate is not None:
-                from moeplan.api import estimate as estimate_plan
-
-                predicted = estimate_plan(runs)
-        files |= render(runs, target, predicted, command, notes)
+                predicted = (predict or _estimate())(runs)
+        files |= render(runs, target, predicted, command, notes, predict)
     return write_together(directory, files, overwrite)
 
 

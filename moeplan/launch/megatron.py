@@ -102,6 +102,15 @@ def carried(plan: Plan) -> Carried:
     return what_to_carry(plan, plan_values(arguments(plan), variables))
 
 
+def as_run(plan: Plan) -> Plan:
+    """The plan as Megatron-LM's command line runs it: with the unfused loss, whose fp32 logits cost memory.
+
+    The parser refuses Transformer Engine's fused loss, and the native one keeps one fp32 copy of the logits more than
+    the unfused loss (Megatron-LM ``arguments.py``, ``fused_cross_entropy.py``).
+    """
+    return plan.with_values({"kernels.fused_cross_entropy": False})
+
+
 def refusals(plan: Plan) -> list[Refusal]:
     """Why Megatron-LM cannot run the plan; empty where it can. Legality rules are checked by the caller."""
     model = _model(plan)
@@ -156,6 +165,11 @@ def _notes(plan: Plan) -> list[str]:
         )
     if plan.moe.load_imbalance != 1.0:
         notes.append(f"predicted with a load imbalance of {plan.moe.load_imbalance:g} over expert ranks")
+    if plan.kernels.fused_cross_entropy:
+        notes.append(
+            "the loss runs unfused, and so it is predicted: this command line has no fused loss that keeps logits in "
+            "16 bits (Megatron-Bridge has: moeplan launch --to megatron-bridge)"
+        )
     if plan.framework != "megatron":
         notes.append(f"the prediction follows {plan.framework}'s accounting; set framework: megatron for this launch")
     return notes

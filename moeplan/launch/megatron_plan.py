@@ -190,10 +190,8 @@ def _kernels(plan: Plan) -> FlagList:
     flags: FlagList = {"--transformer-impl": ("transformer_engine",)}
     # auto picks flash or cuDNN's fused attention, whichever knows the head widths, masks and sinks.
     flags["--attention-backend"] = ("auto" if plan.kernels.flash_attention else "unfused",)
-    if plan.kernels.fused_cross_entropy:
-        flags |= _switch("kernels.fused_cross_entropy")
-        # Transformer Engine's own is refused by the parser.
-        flags["--cross-entropy-fusion-impl"] = ("native",)
+    # No --cross-entropy-loss-fusion: the parser refuses Transformer Engine's (arguments.py), and the native one keeps
+    # more fp32 copies of the logits than the unfused loss does (as_run in megatron.py).
     if not plan.kernels.fused_gradient_accumulation:
         flags |= _switch("kernels.fused_gradient_accumulation")
     if plan.kernels.cuda_graphs:

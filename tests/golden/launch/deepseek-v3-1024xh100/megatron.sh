@@ -4,7 +4,8 @@
 # plan: tp=2 pp=8 vpp=4 cp=1 ep=64 etp=1 dp=64 edp=2; micro batch 1, global batch 16384, sequence 4096; bf16; adam with sharding 1; recompute selective
 # predicted: nothing (run 'moeplan estimate' on the plan)
 # made by: moeplan launch deepseek-v3-1024xh100.yaml --to megatron --adapt
-# moeplan-carried: {"plan": {"model": "deepseek-v3", "hardware.gpu": "h100-sxm-80gb", "hardware.gpus": 1024}, "open": {"parallel.sp": true, "moe.top_k": 8, "mtp_layers": 1}}
+# note: the loss runs unfused, and so it is predicted: this command line has no fused loss that keeps logits in 16 bits (Megatron-Bridge has: moeplan launch --to megatron-bridge)
+# moeplan-carried: {"plan": {"model": "deepseek-v3", "hardware.gpu": "h100-sxm-80gb", "hardware.gpus": 1024, "kernels.fused_cross_entropy": true}, "open": {"parallel.sp": true, "moe.top_k": 8, "mtp_layers": 1}}
 set -euo pipefail
 
 # Where it runs: from Slurm, from the environment, or as planned.
@@ -103,8 +104,6 @@ MEGATRON_ARGS=(
     # kernels
     --transformer-impl transformer_engine
     --attention-backend auto
-    --cross-entropy-loss-fusion
-    --cross-entropy-fusion-impl native
     # experts: dispatch and overlap
     --moe-token-dispatcher-type flex
     --moe-flex-dispatcher-backend deepep

@@ -4,7 +4,8 @@
 # plan: tp=4 pp=2 vpp=1 cp=1 ep=1 etp=1 dp=8 edp=32; micro batch 1, global batch 512, sequence 2048; bf16; adam with sharding 1; recompute none
 # predicted: nothing (run 'moeplan estimate' on the plan)
 # made by: moeplan launch llama-3-70b-64xh100.yaml --to megatron --adapt
-# moeplan-carried: {"plan": {"model": "llama-3-70b", "hardware.gpu": "h100-sxm-80gb", "hardware.gpus": 64}, "open": {"parallel.sp": true, "mtp_layers": 0}}
+# note: the loss runs unfused, and so it is predicted: this command line has no fused loss that keeps logits in 16 bits (Megatron-Bridge has: moeplan launch --to megatron-bridge)
+# moeplan-carried: {"plan": {"model": "llama-3-70b", "hardware.gpu": "h100-sxm-80gb", "hardware.gpus": 64, "kernels.fused_cross_entropy": true}, "open": {"parallel.sp": true, "mtp_layers": 0}}
 set -euo pipefail
 
 # Where it runs: from Slurm, from the environment, or as planned.
@@ -73,8 +74,6 @@ MEGATRON_ARGS=(
     # kernels
     --transformer-impl transformer_engine
     --attention-backend auto
-    --cross-entropy-loss-fusion
-    --cross-entropy-fusion-impl native
 )
 
 # Optimization: not part of the plan. Set these in the environment or edit them.

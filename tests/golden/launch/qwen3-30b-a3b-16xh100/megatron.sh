@@ -4,7 +4,8 @@
 # plan: tp=1 pp=1 vpp=1 cp=1 ep=16 etp=1 dp=16 edp=1; micro batch 1, global batch 512, sequence 4096; bf16; adam with sharding 1; recompute none
 # predicted: nothing (run 'moeplan estimate' on the plan)
 # made by: moeplan launch qwen3-30b-a3b-16xh100.yaml --to megatron --adapt
-# moeplan-carried: {"plan": {"model": "qwen3-30b-a3b", "hardware.gpu": "h100-sxm-80gb", "hardware.gpus": 16}, "open": {"parallel.sp": false, "moe.top_k": 8, "mtp_layers": 0}}
+# note: the loss runs unfused, and so it is predicted: this command line has no fused loss that keeps logits in 16 bits (Megatron-Bridge has: moeplan launch --to megatron-bridge)
+# moeplan-carried: {"plan": {"model": "qwen3-30b-a3b", "hardware.gpu": "h100-sxm-80gb", "hardware.gpus": 16, "kernels.fused_cross_entropy": true}, "open": {"parallel.sp": false, "moe.top_k": 8, "mtp_layers": 0}}
 set -euo pipefail
 
 # Where it runs: from Slurm, from the environment, or as planned.
@@ -80,8 +81,6 @@ MEGATRON_ARGS=(
     # kernels
     --transformer-impl transformer_engine
     --attention-backend auto
-    --cross-entropy-loss-fusion
-    --cross-entropy-fusion-impl native
     # experts: dispatch and overlap
     --moe-token-dispatcher-type alltoall
     --moe-grouped-gemm
