@@ -139,8 +139,8 @@ def test_words_refuse_what_no_quoting_can_carry() -> None:
 def test_every_file_begins_with_what_it_is(target: str) -> None:
     """Version, plan, prediction with its range, the honest word, and the command."""
     plan, _ = launch.adapt(plan_with(), target)
-    predicted = estimate(plan)
-    files = launch.render(plan, target, predicted, "moeplan launch plan.yaml")
+    predicted = estimate(launch.as_run(plan, target))
+    files = launch.render(plan, target, estimate(plan), "moeplan launch plan.yaml")
     assert files
     for name, text in files.items():
         head = text[: text.index("moeplan-carried")] if "moeplan-carried" in text else text[:3000]
