@@ -105,7 +105,7 @@ def structure(architecture: Architecture, table: Table, all_stages: bool = False
     distinct, index = table.with_columns(derived).distinct(_COLUMNS)
     pipelines = [_remembered(architecture, distinct.row(row), all_stages) for row in range(distinct.rows)]
     moments = np.array([len(pipeline.stage) for pipeline in pipelines], np.int64)
-    width = int(moments.max()) if pipelines else 0
+    width = int(np.max(moments)) if pipelines else 0
     gather = [np.minimum(np.arange(width), len(pipeline.stage) - 1) for pipeline in pipelines]
 
     def stack(name: str) -> Array:

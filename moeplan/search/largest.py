@@ -113,19 +113,19 @@ def _of_chunk(
         size *= 2
         alive = alive[request.price(_sized(table, alive, np.full(alive.size, size))).fits]
     # A candidate whose next power of two is no larger than what is held cannot win: the rest is bisected.
-    record = max(int((low * unit).max()), best.batch if best is not None else 0)
+    record = max(int(np.max(low * unit)), best.batch if best is not None else 0)
     rows = np.flatnonzero((low > 0) & ((2 * low - 1) * unit >= record))
     if not rows.size:
         return None
     low = _bisect(request, table, rows, low[rows])
     batch = low * unit[rows]
-    finalists = np.flatnonzero(batch == batch.max())
+    finalists = np.flatnonzero(batch == np.max(batch))
     chosen = _sized(table, rows[finalists], low[finalists])
     final = request.price(chosen)
     order = np.lexsort((rows[finalists], -final.tokens_per_s))
     pick = int(order[0])
     return _Held(
-        _winner(chosen, final, pick, group[rows[finalists]], first + int(rows[finalists[pick]]), float(batch.max()))
+        _winner(chosen, final, pick, group[rows[finalists]], first + int(rows[finalists[pick]]), float(np.max(batch)))
     )
 
 

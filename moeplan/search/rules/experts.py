@@ -112,7 +112,7 @@ def ep_overlap_allowed(facts: Facts, view: View) -> Finding:
             "mtp_layers", lambda declared: trained_mtp(facts, declared) <= 1
         ),
     }
-    met = np.logical_and.reduce(list(needs.values()))
+    met = np.all(np.array(list(needs.values())), axis=0)
     unmet = [name for name, mask in needs.items() if not mask[:1].all()]
     return Finding(
         view.equals("overlap_ep", True) & ~met,
