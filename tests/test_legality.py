@@ -162,6 +162,15 @@ def test_remedies_list_values_that_obey_the_rule() -> None:
     assert "1, 3, 7, 9, 21, 61, 63" in split
 
 
+@pytest.mark.parametrize(("pp", "vpp"), [(2, 1), (8, 4), (16, 1), (16, 2)])
+def test_an_uneven_split_is_offered_a_layout_that_is_legal(pp: int, vpp: int) -> None:
+    row = {"gpus": 16, "pp": pp, "vpp": vpp, "global_batch_size": 1024}
+    remedy = broken("deepseek", **row)["layers-split-evenly"].remedy
+    layout = re.search(r"'(.*)'", remedy)
+    assert layout is not None
+    assert broken("deepseek", **row, pipeline_layout=layout.group(1)) == {}
+
+
 def test_tp_beyond_nvlink_is_legal_but_told() -> None:
     row = {"gpus": 16, "tp": 16, "global_batch_size": 16}
     assert broken("deepseek", **row) == {}

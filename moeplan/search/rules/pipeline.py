@@ -10,6 +10,7 @@ from moeplan.errors import PlanError
 from moeplan.estimator.layout import even_chunks, layout_chunks, parse_layout
 from moeplan.operators.base import Array
 from moeplan.search.facts import Facts
+from moeplan.search.pipelines import Costs, balanced_layout
 from moeplan.search.rules.base import Finding, Mask, Row, View, rule
 
 _LAYOUT_SOURCE = "Megatron-Core pipeline_parallel_layer_layout.py"
@@ -47,6 +48,14 @@ def _every_row(view: View, broken: Callable[[Row], bool]) -> Mask:
     return np.array([broken(view.table.row(index)) for index in range(view.table.rows)], np.bool_)
 
 
+def _offered_layout(facts: Facts, row: Row) -> str:
+    """A layout for the stages that were asked for, every layer and the loss taken as equally dear."""
+    mtp = trained_mtp(facts, row["mtp_layers"])
+    costs = Costs((1.0,) * facts.layers, embedding=0.0, mtp=2.0, head=1.0)
+    layout = balanced_layout(costs, int(row["pp"]), int(row["vpp"]), mtp)
+    return "give parallel.pipeline_layout" + (f", such as {layout!r}" if layout else "")
+
+
 @rule(
     "pp vpp pipeline_layout",
     "pp vpp",
@@ -59,7 +68,7 @@ def layers_split_evenly(facts: Facts, view: View) -> Finding:
 
     def remedy(row: Row) -> str:
         legal = [n for n in range(1, facts.layers + 3) if even_chunks(n, 1, facts.layers, 0) is not None]
-        return f"use pp*vpp from {', '.join(map(str, legal))}, or give parallel.pipeline_layout"
+        return f"use pp*vpp from {', '.join(map(str, legal))}, or {_offered_layout(facts, row)}"
 
     return Finding(
         view.equals("pipeline_layout", None) & uneven,
