@@ -121,8 +121,8 @@ def test_figures_are_the_published_ones(published: str, name: str) -> None:
         assert (gpu.usd_per_hour.low, gpu.usd_per_hour.high) == (price["low"], price["high"])
 
 
-def test_the_catalog_is_the_table() -> None:
-    assert sorted(NAMES.values()) == gpu_names()
+def test_the_catalog_holds_the_table() -> None:
+    assert set(NAMES.values()) <= set(gpu_names())
     assert len(gpu_names()) >= 25
 
 
