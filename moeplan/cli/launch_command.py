@@ -11,7 +11,6 @@ import click
 from moeplan.cli import status
 from moeplan.cli.output import calibration_option, json_option, margin, margin_option, print_json, warn
 from moeplan.cli.settings import plan_of, plan_options
-from moeplan.errors import PlanError
 
 if TYPE_CHECKING:
     from moeplan.answers.documents import Estimate
@@ -49,7 +48,7 @@ def command(
     """
     from moeplan.api import estimate
     from moeplan.launch import adapt as nearest_plan
-    from moeplan.launch import as_run, write
+    from moeplan.launch import as_run, target_names, write
 
     plan = plan_of(plan_or_model, values)
     names = target_names(targets)
@@ -79,19 +78,3 @@ def command(
         for path in written:
             click.echo(path)
     return status.DONE
-
-
-def target_names(text: str) -> list[str]:
-    """Launch targets of a comma-separated list, checked."""
-    from moeplan.errors import nearest
-    from moeplan.launch import TARGETS
-
-    names = [word.strip() for word in text.split(",") if word.strip()]
-    if not names:
-        raise PlanError("--to", "names no target", f"choose from {', '.join(TARGETS)}")
-    for name in names:
-        if name not in TARGETS:
-            raise PlanError(
-                "--to", f"there is no target {name!r}", nearest(name, TARGETS, f"one of {', '.join(TARGETS)}")
-            )
-    return names

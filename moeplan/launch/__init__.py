@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Predict = Callable[[Plan], Estimate]
 
-__all__ = ["TARGETS", "Refusal", "adapt", "as_run", "refusals", "render", "write"]
+__all__ = ["TARGETS", "Refusal", "adapt", "as_run", "refusals", "render", "target_names", "write"]
 
 # Target -> (its module, the framework whose legality rules hold; None: the plan's own).
 _TARGETS: dict[str, tuple[str, str | None]] = {
@@ -36,6 +36,23 @@ _TARGETS: dict[str, tuple[str, str | None]] = {
     "accelerate": ("accelerate", None),
 }
 TARGETS: tuple[str, ...] = tuple(_TARGETS)
+
+
+def target_names(text: str) -> list[str]:
+    """Launch targets of a comma-separated list, as a user writes them.
+
+    Raises:
+        PlanError: It names none, or one that is not known.
+    """
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    if not names:
+        raise PlanError("--to", "names no target", f"choose from {', '.join(TARGETS)}")
+    for name in names:
+        if name not in TARGETS:
+            raise PlanError(
+                "--to", f"there is no target {name!r}", nearest(name, TARGETS, f"one of {', '.join(TARGETS)}")
+            )
+    return names
 
 
 def render(

@@ -9,7 +9,7 @@ from pathlib import Path
 from moeplan import __version__
 from moeplan.answers.documents import Candidate, SearchDocument
 from moeplan.errors import PlanError
-from moeplan.launch import refusals, render
+from moeplan.launch import refusals, render, target_names
 from moeplan.launch.files import write_together
 from moeplan.report.estimate import degrees, model_name, recompute, settings_line
 from moeplan.report.search import summary
@@ -119,8 +119,6 @@ def _launch_files(
         if found:
             return {}, [f"no {names[0]} launch file: {found[0].reason}"]
     else:
-        from moeplan.cli.launch_command import target_names
-
         names = target_names(targets) if isinstance(targets, str) else targets
     files: dict[str, str] = {}
     for name in names:
