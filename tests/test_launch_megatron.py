@@ -19,6 +19,7 @@ from moeplan.launch.megatron import arguments
 from moeplan.launch.megatron_plan import environment
 from moeplan.launch.megatron_words import pattern
 from moeplan.plan import Plan, load_plan
+from moeplan.report.folder import write_folder
 
 REFERENCE = Path(__file__).parent / "reference" / "megatron_arguments.json"
 ARGUMENTS = {name: entry for entry in json.loads(REFERENCE.read_text())["arguments"] for name in entry["names"]}
@@ -312,3 +313,17 @@ def test_a_plan_that_fits_only_with_the_fused_loss_is_called_out(
     assert run(["launch", str(path), "--to", "megatron", "-o", str(tmp_path / "run")]) == 0
     assert "as it runs there it needs" in capsys.readouterr().err
     assert "DOES NOT FIT" in (tmp_path / "run" / "megatron.sh").read_text(encoding="utf-8")
+
+
+def test_a_search_launches_the_best_plan_that_fits_as_megatron_runs_it(tmp_path: Path) -> None:
+    """The best plan of this search fits with the fused loss only; the file is of one that fits without."""
+    answer = moeplan.search(model="qwen3-30b-a3b", gpu="h100", gpus=16)
+    unfused = [
+        moeplan.estimate(candidate.plan.with_values({"kernels.fused_cross_entropy": False})).fits
+        for candidate in answer.top
+    ]
+    assert not unfused[0] and any(unfused)
+    write_folder(answer, str(tmp_path / "run"), "megatron", overwrite=False, command="moeplan search")
+    assert "(fits)" in (tmp_path / "run" / "megatron.sh").read_text(encoding="utf-8")
+    place = unfused.index(True) + 1
+    assert f"megatron: plan {place} of the search" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")

@@ -10,11 +10,12 @@ import click
 
 from moeplan.cli import status
 from moeplan.cli.asking import arguments, question
-from moeplan.cli.output import console, print_json
+from moeplan.cli.output import console, margin, print_json
 from moeplan.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from moeplan.answers.documents import SearchDocument
+    from moeplan.answers.documents import Estimate, SearchDocument
+    from moeplan.plan import Plan
 
 
 @click.command("search")
@@ -54,7 +55,7 @@ def command(
     moeplan search mixtral-8x7b --gpu a100-sxm-80gb --gpus 64
     moeplan search ./config.json --gpu h100 --gpus 256 --space precision --sequence-length 8192 -o out
     """
-    from moeplan.api import search
+    from moeplan.api import estimate, search
 
     keys = ("objective", "sampler", "trials", "seed", "storage", "study_name", "workers", "top")
     options = {key: values.pop(key) for key in keys}
@@ -72,8 +73,11 @@ def command(
     if output is not None:
         from moeplan.report.folder import write_folder
 
+        def predict(plan: Plan) -> Estimate:
+            return estimate(plan, calibration=calibration, margin_gib=margin(margin_gib))
+
         line = shlex.join(["moeplan", *sys.argv[1:]])
-        for path in write_folder(answer, output, targets, overwrite, line):
+        for path in write_folder(answer, output, targets, overwrite, line, predict):
             click.echo(f"wrote {path}", err=True)
     return exit_status(answer)
 

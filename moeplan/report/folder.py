@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moeplan import __version__
-from moeplan.answers.documents import Candidate, SearchDocument
+from moeplan.answers.documents import Candidate, Estimate, SearchDocument
+from moeplan.api import estimate
 from moeplan.errors import PlanError
-from moeplan.launch import refusals, render, target_names
+from moeplan.launch import as_run, refusals, render, target_names
 from moeplan.launch.files import write_together
+from moeplan.plan import Plan
 from moeplan.report.estimate import degrees, model_name, recompute, settings_line
 from moeplan.report.search import summary
 from moeplan.report.tables import seconds
@@ -19,7 +21,12 @@ _DEFAULT_TARGETS = ("megatron",)
 
 
 def write_folder(
-    answer: SearchDocument, directory: str, targets: str | Sequence[str] | None, overwrite: bool, command: str
+    answer: SearchDocument,
+    directory: str,
+    targets: str | Sequence[str] | None,
+    overwrite: bool,
+    command: str,
+    predict: Callable[[Plan], Estimate] = estimate,
 ) -> list[Path]:
     """Write a search's answer to a folder.
 
@@ -29,6 +36,7 @@ def write_folder(
         targets: Launch targets, as a list or separated by commas; None: Megatron-LM where it can run the plan.
         overwrite: Replace files that are there.
         command: The command that asked, for the headings.
+        predict: Estimates a plan as the search did; :func:`moeplan.estimate` where it had no calibration and margin.
 
     Returns:
         The files written: ``search.json`` and ``report.md`` always; ``best.yaml``, ``top-NN.yaml`` and the launch
@@ -43,7 +51,7 @@ def write_folder(
         files["best.yaml"] = _plan_text(answer.best, "the best plan", directory)
         for place, candidate in enumerate(answer.top[1:], start=2):
             files[f"top-{place:02d}.yaml"] = _plan_text(candidate, f"plan {place} of the search", directory)
-        launched, launch_notes = _launch_files(answer.best, targets, command)
+        launched, launch_notes = _launch_files(answer, targets, command, predict)
         files |= launched
     files |= _plots(answer)
     files["report.md"] = report(answer, command, [*files, "report.md"], launch_notes)
@@ -110,23 +118,38 @@ def _is_file(reference: str) -> bool:
 
 
 def _launch_files(
-    best: Candidate, targets: str | Sequence[str] | None, command: str
+    answer: SearchDocument, targets: str | Sequence[str] | None, command: str, predict: Callable[[Plan], Estimate]
 ) -> tuple[dict[str, str], list[str]]:
-    """Launch files of the best plan, and why there are none where the default target cannot run it."""
+    """Launch files of the best plan, and what a reader must know: why there are none, or of which plan."""
     if targets is None:
         names: Sequence[str] = _DEFAULT_TARGETS
-        found = refusals(best.plan, names[0])
+        found = refusals(answer.top[0].plan, names[0])
         if found:
             return {}, [f"no {names[0]} launch file: {found[0].reason}"]
     else:
         names = target_names(targets) if isinstance(targets, str) else targets
     files: dict[str, str] = {}
+    notes = []
     for name in names:
-        files |= render(best.plan, name, best.estimate, command)
+        place, chosen = _that_fits_there(answer.top, name, predict)
+        if place > 1:
+            notes.append(f"{name}: plan {place} of the search, the best that fits as {name} runs it (see its heading)")
+        files |= render(chosen.plan, name, chosen.estimate, command, predict=predict)
     clash = {"best.yaml", "report.md", "search.json"} & files.keys()
     if clash:
         raise PlanError("--to", f"a launch file is called {clash.pop()}", "write it apart with 'moeplan launch'")
-    return files, []
+    return files, notes
+
+
+def _that_fits_there(
+    top: Sequence[Candidate], target: str, predict: Callable[[Plan], Estimate]
+) -> tuple[int, Candidate]:
+    """The first plan (counted from one) that fits as the target will really run it; the very first where none does."""
+    for place, candidate in enumerate(top, start=1):
+        runs = as_run(candidate.plan, target)
+        if runs == candidate.plan or predict(runs).fits:
+            return place, candidate
+    return 1, top[0]
 
 
 def _plots(answer: SearchDocument) -> dict[str, str]:
