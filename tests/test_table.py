@@ -50,3 +50,8 @@ def test_numbers_turn_none_into_nan() -> None:
 def test_true_and_one_share_a_level_only_as_python_says() -> None:
     table = Table.of_rows([{"x": 1}, {"x": 2}, {"x": 1}])
     assert table.columns["x"].levels == (1, 2)
+
+
+@given(_ROWS, st.lists(_VALUES, max_size=3))
+def test_equals_is_what_a_loop_would_say(rows: list[dict[str, object]], values: list[object]) -> None:
+    assert Table.of_rows(rows).equals("a", *values).tolist() == [row["a"] in values for row in rows]

@@ -78,10 +78,6 @@ def vocabulary_multiple(table: Table) -> Array:
     return np.where(megatron > 0, 128.0 * table["tp"], 1.0)
 
 
-def _is(table: Table, name: str, value: object) -> Array:
-    return of_levels(table, name, lambda level: float(level == value))
-
-
 def _holds(table: Table, name: str, item: str) -> Array:
     return of_levels(table, name, lambda level: float(item in (level or ())))
 
@@ -116,13 +112,13 @@ def shard_of(table: Table) -> Shard:
     for name in ("top_k", "capacity_factor", "load_imbalance"):
         values[name] = table[name]
     for name in DISPATCHERS:
-        values[f"dispatcher.{name}"] = _is(table, "dispatcher", name)
+        values[f"dispatcher.{name}"] = table.equals("dispatcher", name).astype(np.float64)
     for name in CP_COMMUNICATIONS:
-        values[f"cp_comm.{name}"] = _is(table, "cp_comm", name)
-    selective = _is(table, "recompute", "selective")
+        values[f"cp_comm.{name}"] = table.equals("cp_comm", name).astype(np.float64)
+    selective = table.equals("recompute", "selective").astype(np.float64)
     for module in RECOMPUTE_MODULES:
         values[f"recompute.{module}"] = selective * _holds(table, "recompute_modules", module)
-    values["recompute.full"] = _is(table, "recompute", "full")
+    values["recompute.full"] = table.equals("recompute", "full").astype(np.float64)
     fraction = table["activation_offload_fraction"]
     for module in OFFLOAD_MODULES:
         values[f"offload.{module}"] = fraction * _holds(table, "offload_modules", module)

@@ -160,17 +160,12 @@ def _live_micro_batches(table: Table) -> Column:
     """Micro batches, capped where more of them keep no more activations alive (so that few pipelines are distinct)."""
     pp, vpp = table["pp"], table["vpp"]
     # An interleaved schedule reaches its steady state within warm-up and one period: fewer than 4 pp micro batches.
-    enough = np.where(vpp > 1, 4 * pp, np.where(_is(table, "schedule", "dualpipe"), 2 * pp, pp))
+    enough = np.where(vpp > 1, 4 * pp, np.where(table.equals("schedule", "dualpipe"), 2 * pp, pp))
     # A layout may have virtual stages that vpp does not tell.
-    enough = np.where(~_is(table, "pipeline_layout", None), 4 * pp, enough)
+    enough = np.where(~table.equals("pipeline_layout", None), 4 * pp, enough)
     capped = np.maximum(np.minimum(np.floor(micro_batches(table)), enough), 1).astype(np.int64)
     levels, codes = np.unique(capped, return_inverse=True)
     return Column(tuple(int(level) for level in levels), codes)
-
-
-def _is(table: Table, name: str, value: object) -> NDArray[np.bool_]:
-    column = table.columns[name]
-    return np.take(np.array([level == value for level in column.levels], np.bool_), column.codes)
 
 
 def _block_layers(table: Table) -> Column:

@@ -77,6 +77,11 @@ class Table:
         """The numbers of a column, of shape (rows,)."""
         return self.columns[name].numbers()
 
+    def equals(self, name: str, *values: Any) -> NDArray[np.bool_]:
+        """Rows whose value of a column is one of ``values``, compared once per level; shape (rows,)."""
+        column = self.columns[name]
+        return np.take(np.array([level in values for level in column.levels], np.bool_), column.codes)
+
     def with_columns(self, columns: Mapping[str, Column]) -> Table:
         """This table with columns added or replaced."""
         return Table({**self.columns, **columns}, self.rows)

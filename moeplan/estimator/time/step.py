@@ -153,7 +153,7 @@ def _stages(
     layer = distinct.columns["_layer"].codes
     pipeline = distinct.columns["_pipeline"].codes
     # Under full recomputation of every layer all runs are replayed; under block recomputation the structure says which.
-    block = ~_is(distinct, "recompute_layers", None) & ~_is(distinct, "recompute_method", "uniform")
+    block = ~distinct.equals("recompute_layers", None) & ~distinct.equals("recompute_method", "uniform")
 
     whole = np.stack([sum((getattr(time, name) for name in _ALWAYS), time.forward) for time in times], axis=1)
     replayed = np.stack([time.replay_full for time in times], axis=1)
@@ -175,7 +175,7 @@ def _stages(
     backward = fold("backward", runs) + fold("replay", runs) + fold("replay_full", redone)
     exposed = fold("exposed_forward", runs) + fold("exposed_backward", runs)
     total = forward + backward + exposed
-    dual = _is(distinct, "schedule", "dualpipe")
+    dual = distinct.equals("schedule", "dualpipe")
     # DualPipe's rank holds two stages and runs half of the micro batches through each.
     half = np.where(dual, 0.5, 1.0)
     pace = total * half
@@ -184,7 +184,7 @@ def _stages(
     bubble = bubble_s(
         distinct["pp"],
         virtual,
-        _is(distinct, "schedule", "zero_bubble"),
+        distinct.equals("schedule", "zero_bubble"),
         dual,
         np.maximum(everything - pace, 0.0),
         np.maximum(all_weight - weight * half, 0.0),
@@ -316,8 +316,3 @@ def _once_per_step_s(table: Table, stages: _Stages, stage_of: Codes, work: StepW
     # Fully sharded parameters are gathered again for backward, beside it and the reduction.
     again = left(gather + reduce, backward, table["overlap_param_gather"]) * m
     return np.asarray(np.where(regathered, gathered * m + again, reduced + gathered))
-
-
-def _is(table: Table, name: str, value: object) -> NDArray[np.bool_]:
-    column = table.columns[name]
-    return np.take(np.array([level == value for level in column.levels], np.bool_), column.codes)

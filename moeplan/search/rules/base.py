@@ -34,7 +34,7 @@ class View:
 
     def equals(self, name: str, *values: Any) -> Mask:
         """Rows whose value of column ``name`` is one of ``values``."""
-        return self.test(name, lambda level: level in values)
+        return self.table.equals(name, *values)
 
     def value(self, name: str, function: Callable[[Any], float]) -> Array:
         """A number per row worked out once per distinct value of column ``name``."""
