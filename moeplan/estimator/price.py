@@ -148,8 +148,9 @@ def _of_row(whole: Explanation, row: int) -> Explanation:
     structure_changes: dict[str, Any] = {
         field.name: getattr(whole.structure, field.name)[pipeline : pipeline + 1, :moments]
         for field in fields(Structure)
-        if field.name not in ("parts", "index", "moments")
+        if field.name not in ("parts", "table", "index", "moments")
     }
+    structure_changes["table"] = whole.structure.table.take(slice(pipeline, pipeline + 1))
     structure_changes["index"] = np.zeros(1, np.int64)
     structure_changes["moments"] = whole.structure.moments[pipeline : pipeline + 1]
     terms = {field.name: getattr(whole.memory, field.name)[row : row + 1, :moments] for field in fields(StageMemory)}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moeplan.errors import PlanError
 from moeplan.estimator.in_flight import live_chunks, off_mixtures, undominated
 from moeplan.estimator.layout import Chunk, even_chunks, layout_chunks
-from moeplan.estimator.table import Codes, Column, Table
+from moeplan.estimator.table import Codes, Table
 from moeplan.model.architecture import Architecture, Layer
 from moeplan.operators.base import Array
 
@@ -61,6 +61,8 @@ class Structure:
 
     Attributes:
         parts: What the last axis counts.
+        table: What tells the pipelines apart, a row each: pp, vpp, pipeline_layout, schedule, mtp_layers, overlap_ep and
+            ``_block_layers``, the layers of each virtual stage under block recomputation.
         index: For each row of the table, its pipeline; shape (rows,).
         stage: Stage of each moment; shape (pipelines, moments).
         counts: Layers of each part that the stage holds; shape (pipelines, moments, parts).
@@ -77,6 +79,7 @@ class Structure:
     """
 
     parts: tuple[Layer, ...]
+    table: Table
     index: Codes
     stage: NDArray[np.int64]
     counts: Array
@@ -101,7 +104,10 @@ def structure(architecture: Architecture, table: Table, all_stages: bool = False
     Raises:
         PlanError: A candidate's layers do not split over its pipeline.
     """
-    derived = {"_live_micro_batches": _live_micro_batches(table), "_block_layers": _block_layers(table)}
+    derived = {
+        "_live_micro_batches": table.derived(_LIVE_COLUMNS, _live_micro_batches),
+        "_block_layers": table.derived(_BLOCK_COLUMNS, _block_layers),
+    }
     distinct, index = table.with_columns(derived).distinct(_COLUMNS)
     pipelines = [_remembered(architecture, distinct.row(row), all_stages) for row in range(distinct.rows)]
     moments = np.array([len(pipeline.stage) for pipeline in pipelines], np.int64)
@@ -113,6 +119,7 @@ def structure(architecture: Architecture, table: Table, all_stages: bool = False
 
     return Structure(
         parts=parts(architecture),
+        table=distinct,
         index=index,
         stage=stack("stage").astype(np.int64),
         counts=stack("counts"),
@@ -156,28 +163,38 @@ class _Pipeline:
         )
 
 
-def _live_micro_batches(table: Table) -> Column:
+_LIVE_COLUMNS = (
+    "gpus",
+    "tp",
+    "pp",
+    "cp",
+    "vpp",
+    "global_batch_size",
+    "micro_batch_size",
+    "schedule",
+    "pipeline_layout",
+)
+_BLOCK_COLUMNS = ("recompute", "recompute_method", "recompute_layers")
+
+
+def _live_micro_batches(table: Table) -> list[int]:
     """Micro batches, capped where more of them keep no more activations alive (so that few pipelines are distinct)."""
     pp, vpp = table["pp"], table["vpp"]
     # An interleaved schedule reaches its steady state within warm-up and one period: fewer than 4 pp micro batches.
     enough = np.where(vpp > 1, 4 * pp, np.where(table.equals("schedule", "dualpipe"), 2 * pp, pp))
     # A layout may have virtual stages that vpp does not tell.
     enough = np.where(~table.equals("pipeline_layout", None), 4 * pp, enough)
-    capped = np.maximum(np.minimum(np.floor(micro_batches(table)), enough), 1).astype(np.int64)
-    levels, codes = np.unique(capped, return_inverse=True)
-    return Column(tuple(int(level) for level in levels), codes)
+    capped = np.maximum(np.minimum(np.floor(micro_batches(table)), enough), 1)
+    return [int(count) for count in capped]
 
 
-def _block_layers(table: Table) -> Column:
+def _block_layers(table: Table) -> list[int | None]:
     """Layers of each virtual stage under block recomputation, None under any other or none."""
-    names = ("recompute", "recompute_method", "recompute_layers")
-    distinct, index = table.distinct(names)
-    blocks = []
-    for row in map(distinct.row, range(distinct.rows)):
+    found = []
+    for row in map(table.row, range(table.rows)):
         block = row["recompute"] == "full" and row["recompute_method"] != "uniform"
-        blocks.append(row["recompute_layers"] if block else None)
-    column = Column.of(blocks)
-    return Column(column.levels, np.take(column.codes, index))
+        found.append(row["recompute_layers"] if block else None)
+    return found
 
 
 def _remembered(architecture: Architecture, row: dict[str, Any], all_stages: bool) -> _Pipeline:

@@ -98,16 +98,8 @@ class Candidates:
         chosen = np.arange(bodies.start, bodies.stop) if isinstance(bodies, range) else bodies
         which, knob = np.nonzero(self.allowed[self.body_class[chosen]])
         body = chosen[which]
-        columns = {}
-        for source, index in ((self.bodies, body), (self.knobs, knob)):
-            for name, column in source.columns.items():
-                single = len(column.levels) == 1
-                columns[name] = (
-                    Column.constant(column.levels[0], index.size)
-                    if single
-                    else Column(column.levels, column.codes[index])
-                )
-        return Table(columns, int(index.size)), body
+        columns = {**self.bodies.take(chosen).through(which), **self.knobs.through(knob)}
+        return Table(columns, int(body.size)), body
 
     def of_layout(self, layout: int) -> NDArray[np.int64]:
         """The bodies of one layout, ascending."""
