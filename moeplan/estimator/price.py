@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moeplan.errors import PlanError
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.memory import StageMemory, stage_memory
+from moeplan.estimator.memory import PeakMemory, StageMemory, peak_memory, stage_memory
 from moeplan.estimator.precision import precision
 from moeplan.estimator.shard import of_levels
 from moeplan.estimator.stages import Structure, structure
@@ -110,7 +110,10 @@ def price(
     Returns:
         Arrays in the table's order.
     """
-    return _fold(architecture, machine, table, factors or {}, margin_gib, structure(architecture, table)).prices
+    stages = structure(architecture, table)
+    memory = peak_memory(architecture, machine, table, stages, factors or {})
+    time = step_time(architecture, machine, table, stages, factors)
+    return _prices(architecture, machine, table, stages, memory, time, margin_gib)
 
 
 def explain(
@@ -135,9 +138,11 @@ def explain_all(
     if not rows:
         return []
     table = Table.of_rows(rows)
-    whole = _fold(
-        architecture, machine, table, factors or {}, margin_gib, structure(architecture, table, all_stages=True)
-    )
+    stages = structure(architecture, table, all_stages=True)
+    memory = stage_memory(architecture, machine, table, stages, factors or {})
+    time = step_time(architecture, machine, table, stages, factors)
+    prices = _prices(architecture, machine, table, stages, memory.peak(), time, margin_gib)
+    whole = Explanation(prices, stages, memory, time)
     return [_of_row(whole, index) for index in range(table.rows)]
 
 
@@ -162,32 +167,27 @@ def _of_row(whole: Explanation, row: int) -> Explanation:
     )
 
 
-def _fold(
+def _prices(
     architecture: Architecture,
     machine: Machine,
     table: Table,
-    factors: Mapping[str, float],
-    margin_gib: float,
     stages: Structure,
-) -> Explanation:
-    memory = stage_memory(architecture, machine, table, stages, factors)
-    time = step_time(architecture, machine, table, stages, factors)
-    # What is reserved grows with what is allocated, and what lies outside is the same on every stage.
-    fullest = np.argmax(memory.peak_allocated, axis=1)
-    at = (np.arange(table.rows), fullest)
-    reserved = memory.peak_reserved[at]
-    device = reserved + memory.overhead[at]
+    memory: PeakMemory,
+    time: StepTime,
+    margin_gib: float,
+) -> Prices:
+    device = memory.reserved + memory.overhead
     headroom = (machine.usable_gib - margin_gib) * GIB - device
     step = time.step_s
     tokens = table["global_batch_size"] * table["sequence_length"] / step
     per_gpu_tflops = tokens / table["gpus"] * _flops_per_token(architecture, table) / 1e12
-    prices = Prices(
-        peak_allocated_bytes=memory.peak_allocated[at],
-        peak_reserved_bytes=reserved,
+    return Prices(
+        peak_allocated_bytes=memory.allocated,
+        peak_reserved_bytes=memory.reserved,
         device_bytes=device,
         headroom_bytes=headroom,
         fits=headroom >= 0,
-        stage=stages.stage[stages.index, fullest],
+        stage=stages.stage[stages.index, memory.moment],
         step_s=step,
         compute_s=time.compute_s,
         exposed_communication_s=time.exposed_communication_s,
@@ -197,7 +197,6 @@ def _fold(
         model_tflops_per_gpu=per_gpu_tflops,
         mfu=per_gpu_tflops / _peak_tflops(machine, table),
     )
-    return Explanation(prices, stages, memory, time)
 
 
 def _flops_per_token(architecture: Architecture, table: Table) -> Array:

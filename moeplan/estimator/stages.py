@@ -61,8 +61,8 @@ class Structure:
 
     Attributes:
         parts: What the last axis counts.
-        table: What tells the pipelines apart, a row each: pp, vpp, pipeline_layout, schedule, mtp_layers, overlap_ep and
-            ``_block_layers``, the layers of each virtual stage under block recomputation.
+        table: What tells the pipelines apart, a row each: the columns of a pipeline, and in
+            ``_block_layers`` the layers of each virtual stage under block recomputation.
         index: For each row of the table, its pipeline; shape (rows,).
         stage: Stage of each moment; shape (pipelines, moments).
         counts: Layers of each part that the stage holds; shape (pipelines, moments, parts).
