@@ -15,7 +15,7 @@ from moeplan.estimator.memory import PeakMemory, StageMemory, peak_memory, stage
 from moeplan.estimator.precision import precision
 from moeplan.estimator.shard import of_levels
 from moeplan.estimator.stages import Structure, structure
-from moeplan.estimator.table import Table
+from moeplan.estimator.table import Codes, Table
 from moeplan.estimator.time import StepTime, step_time
 from moeplan.model.architecture import Architecture
 from moeplan.model.flops import model_flops_per_token
@@ -74,6 +74,31 @@ class Prices:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What each candidate needs of a GPU's memory: enough to tell which ones are worth timing.
+
+    Attributes:
+        table: The candidates.
+        stages: Their pipelines.
+        memory: Their fullest moments.
+        device_bytes: Reserved plus what lives outside the allocator; shape (rows,).
+        headroom_bytes: Usable memory less ``device_bytes`` and the margin; shape (rows,).
+    """
+
+    table: Table
+    stages: Structure
+    memory: PeakMemory
+    device_bytes: Array
+    headroom_bytes: Array
+
+    def take(self, rows: Codes) -> Fit:
+        """Some rows."""
+        memory = PeakMemory(*(getattr(self.memory, field.name)[rows] for field in fields(PeakMemory)))
+        stages = replace(self.stages, index=self.stages.index[rows])
+        return Fit(self.table.take(rows), stages, memory, self.device_bytes[rows], self.headroom_bytes[rows])
+
+
+@dataclass(frozen=True)
 class Explanation:
     """One candidate stage by stage: what :func:`price` folds, kept apart.
 
@@ -110,10 +135,26 @@ def price(
     Returns:
         Arrays in the table's order.
     """
+    return timed(architecture, machine, fit(architecture, machine, table, factors, margin_gib), factors)
+
+
+def fit(
+    architecture: Architecture,
+    machine: Machine,
+    table: Table,
+    factors: Mapping[str, float] | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+) -> Fit:
+    """Price the memory of every candidate of a table; the arguments are those of :func:`price`."""
     stages = structure(architecture, table)
-    memory = peak_memory(architecture, machine, table, stages, factors or {})
-    time = step_time(architecture, machine, table, stages, factors)
-    return _prices(architecture, machine, table, stages, memory, time, margin_gib)
+    return _fit(machine, table, stages, peak_memory(architecture, machine, table, stages, factors or {}), margin_gib)
+
+
+def timed(
+    architecture: Architecture, machine: Machine, found: Fit, factors: Mapping[str, float] | None = None
+) -> Prices:
+    """Price the time of candidates whose memory is known already."""
+    return _prices(architecture, machine, found, step_time(architecture, machine, found.table, found.stages, factors))
 
 
 def explain(
@@ -141,7 +182,7 @@ def explain_all(
     stages = structure(architecture, table, all_stages=True)
     memory = stage_memory(architecture, machine, table, stages, factors or {})
     time = step_time(architecture, machine, table, stages, factors)
-    prices = _prices(architecture, machine, table, stages, memory.peak(), time, margin_gib)
+    prices = _prices(architecture, machine, _fit(machine, table, stages, memory.peak(), margin_gib), time)
     whole = Explanation(prices, stages, memory, time)
     return [_of_row(whole, index) for index in range(table.rows)]
 
@@ -167,26 +208,22 @@ def _of_row(whole: Explanation, row: int) -> Explanation:
     )
 
 
-def _prices(
-    architecture: Architecture,
-    machine: Machine,
-    table: Table,
-    stages: Structure,
-    memory: PeakMemory,
-    time: StepTime,
-    margin_gib: float,
-) -> Prices:
+def _fit(machine: Machine, table: Table, stages: Structure, memory: PeakMemory, margin_gib: float) -> Fit:
     device = memory.reserved + memory.overhead
-    headroom = (machine.usable_gib - margin_gib) * GIB - device
+    return Fit(table, stages, memory, device, (machine.usable_gib - margin_gib) * GIB - device)
+
+
+def _prices(architecture: Architecture, machine: Machine, found: Fit, time: StepTime) -> Prices:
+    table, memory, stages = found.table, found.memory, found.stages
     step = time.step_s
     tokens = table["global_batch_size"] * table["sequence_length"] / step
     per_gpu_tflops = tokens / table["gpus"] * _flops_per_token(architecture, table) / 1e12
     return Prices(
         peak_allocated_bytes=memory.allocated,
         peak_reserved_bytes=memory.reserved,
-        device_bytes=device,
-        headroom_bytes=headroom,
-        fits=headroom >= 0,
+        device_bytes=found.device_bytes,
+        headroom_bytes=found.headroom_bytes,
+        fits=found.headroom_bytes >= 0,
         stage=stages.stage[stages.index, memory.moment],
         step_s=step,
         compute_s=time.compute_s,

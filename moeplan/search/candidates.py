@@ -101,6 +101,12 @@ class Candidates:
         columns = {**self.bodies.take(chosen).through(which), **self.knobs.through(knob)}
         return Table(columns, int(body.size)), body
 
+    def numbers(self, body: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of some rows of :meth:`of` among all candidates; ``body`` is what that tells of every row."""
+        own = body[rows]
+        found: NDArray[np.int64] = self.first[own] + rows - np.searchsorted(body, own)
+        return found
+
     def of_layout(self, layout: int) -> NDArray[np.int64]:
         """The bodies of one layout, ascending."""
         order, edges = self._by_layout

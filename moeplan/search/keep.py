@@ -25,7 +25,7 @@ _NEAR = 0.05
 
 @dataclass(frozen=True)
 class Batch:
-    """One priced table.
+    """Candidates of one table that are worth timing.
 
     Attributes:
         table: The candidates.
@@ -33,8 +33,8 @@ class Batch:
         score: The objective, larger is better; shape (rows,).
         tie: Decides among equals, larger is better; shape (rows,).
         group: Layout of each row; shape (rows,).
-        body: Body of each row, ascending; shape (rows,).
-        numbers: Number of the first candidate of every body of the search.
+        numbers: Number of each row's candidate in the whole search, however the search came to it; shape (rows,).
+        evaluated: Candidates of which these are the ones worth timing.
     """
 
     table: Table
@@ -42,13 +42,8 @@ class Batch:
     score: Array
     tie: Array
     group: NDArray[Any]
-    body: NDArray[np.int64]
     numbers: NDArray[np.int64]
-
-    def number(self, row: int) -> int:
-        """The number of one row's candidate in the whole search, however the search came to it."""
-        body = self.body[row]
-        return int(self.numbers[body]) + row - int(np.searchsorted(self.body, body))
+    evaluated: int
 
     def winner(self, objective: Objective, row: int, score: float | None = None) -> Winner:
         """One row as a :class:`Winner`; ``score`` ranks it otherwise than by the objective."""
@@ -58,7 +53,7 @@ class Batch:
             value=objective.value(float(self.score[row])),
             score=float(self.score[row]) if score is None else score,
             tie=float(self.tie[row]),
-            number=self.number(row),
+            number=int(self.numbers[row]),
             group=int(self.group[row]),
             tokens_per_s=float(prices.tokens_per_s[row]),
             step_s=float(prices.step_s[row]),
@@ -85,6 +80,27 @@ class Best:
         for winner in sorted([*self.held, *winners], key=lambda winner: winner.rank):
             by_group.setdefault(winner.group, winner)
         self.held = list(by_group.values())[: self.size]
+
+
+def worth_timing(headroom: Array, group: NDArray[Any], usable_bytes: float, size: int) -> NDArray[np.int64]:
+    """Rows that an answer may name: those that fit or fail by little, or the closest of ``size`` layouts if none fits.
+
+    Args:
+        headroom: Memory left; shape (rows,).
+        group: Layout of each row; shape (rows,).
+        usable_bytes: Memory of the GPU.
+        size: How many layouts a search tells of.
+
+    Returns:
+        Row numbers, ascending.
+    """
+    least = -_NEAR * usable_bytes
+    if headroom.size and not (headroom >= 0).any():
+        closest = np.full(int(group.max()) + 1, -np.inf)
+        np.maximum.at(closest, group, headroom)
+        ranked = np.sort(closest[np.isfinite(closest)])[::-1]
+        least = min(least, float(ranked[min(size, ranked.size) - 1]))
+    return np.flatnonzero(headroom >= least)
 
 
 def best_rows(score: Array, tie: Array, group: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -146,7 +162,7 @@ class Memory:
             misses=[batch.winner(self.objective, int(row), float(batch.prices.headroom_bytes[row])) for row in misses],
             faster=[batch.winner(self.objective, int(row)) for row in near],
             front=[batch.winner(self.objective, int(row)) for row in front],
-            evaluated=batch.table.rows,
+            evaluated=batch.evaluated,
             fitting=int(fitting.size),
         )
 

@@ -1,4 +1,7 @@
-"""The exhaustive sweep: every legal candidate priced, in chunks, on a few threads (NumPy frees the interpreter)."""
+"""The exhaustive sweep: every legal candidate priced, in chunks, on a few threads (NumPy frees the interpreter).
+
+The memory of every candidate is priced; its time only where an answer could depend on it (``keep.worth_timing``).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeplan.search.candidates import Candidates
-from moeplan.search.keep import Batch, Digest, Memory
-from moeplan.search.objectives import Objective
+from moeplan.search.keep import Batch, Digest, Memory, worth_timing
+from moeplan.search.objectives import GIB, Objective
 from moeplan.search.request import Progress, SearchRequest
 
 CHUNK_ROWS = 1 << 18
@@ -47,12 +50,21 @@ def sweep(request: SearchRequest, found: Candidates, objective: Objective, memor
 def price_batch(
     request: SearchRequest, found: Candidates, objective: Objective, bodies: range | NDArray[np.int64]
 ) -> Batch:
-    """Price the candidates of some bodies, which must be ascending."""
+    """Price the candidates of some bodies, which must be ascending: the memory of all, the time where it matters."""
     table, body = found.of(bodies)
-    prices = request.price(table)
-    score = objective.score(request.machine, table, prices)
-    tie = objective.among_equals(table, prices)
-    return Batch(table, prices, score, tie, found.layout[body], body, found.first)
+    fitted = request.fit(table)
+    headroom = fitted.headroom_bytes
+    rows = worth_timing(headroom, found.layout[body], request.machine.usable_gib * GIB, request.top)
+    prices, table = fitted.prices(rows), table.take(rows)
+    return Batch(
+        table=table,
+        prices=prices,
+        score=objective.score(request.machine, table, prices),
+        tie=objective.among_equals(table, prices),
+        group=found.layout[body[rows]],
+        numbers=found.numbers(body, rows),
+        evaluated=body.size,
+    )
 
 
 def _digests(

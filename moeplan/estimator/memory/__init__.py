@@ -179,7 +179,7 @@ def _layers(architecture: Architecture, layers: Table, structure: Structure) -> 
 
 def _blocks(architecture: Architecture, extended: Table, structure: Structure) -> Blocks | None:
     """Rows of which the first layers of each virtual stage are recomputed."""
-    redone = structure.recomputed_runs.any(axis=(1, 2))
+    redone = np.asarray(structure.recomputed_runs.any(axis=(1, 2)))
     if not redone.any():
         return None
     rows = np.flatnonzero(redone[structure.index])

@@ -40,7 +40,7 @@ class LayerBytes:
     rope: Array
     gathered: Array
     message: Array
-    _known: dict[tuple[object, ...], Array] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[object, ...], Array] = field(default_factory=dict, init=False, repr=False)
 
     def highest(self, runs: Array, share: float) -> Array:
         """How high backward climbs above what is saved, on a stage that runs ``runs`` layers of each part.
@@ -225,6 +225,7 @@ def total(values: Sequence[Array] | Array, counts: Array) -> Array:
         Shape (rows,).
     """
     found = np.zeros_like(values[0])
-    for part in np.flatnonzero(counts):
-        found += values[part] * counts[part]
+    for value, count in zip(values, counts, strict=True):
+        if count:
+            found += value * count
     return found

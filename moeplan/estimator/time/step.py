@@ -150,8 +150,7 @@ def _stages(
     }
     names = ("_layer", "_pipeline", "recompute_layers", "recompute_method", "pp", "vpp", "schedule", "mtp_layers")
     distinct, index = table.with_columns(keys).distinct(names)
-    layer = distinct.columns["_layer"].codes
-    pipeline = distinct.columns["_pipeline"].codes
+    layer, pipeline = (distinct[name].astype(np.int64) for name in ("_layer", "_pipeline"))
     # Under full recomputation of every layer all runs are replayed; under block recomputation the structure says which.
     block = ~distinct.equals("recompute_layers", None) & ~distinct.equals("recompute_method", "uniform")
 
