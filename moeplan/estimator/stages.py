@@ -269,22 +269,23 @@ def _stage(
     weights, runs, redone = (counts[own] for counts in counted)
     live = moment.live(len(chunks) // moment.pp)
     needs_embedding = any((architecture.head.tied and chunk.head) or chunk.mtp for chunk in held)
-    moments = live.shape[0]
-    found = _undominated(
-        _Pipeline(
-            stage=np.full(moments, float(moment.stage)),
-            counts=np.tile(weights.sum(axis=0), (moments, 1)),
-            runs=np.tile(runs.sum(axis=0), (moments, 1)),
-            live=live @ runs,
-            recomputed_runs=np.tile(redone.sum(axis=0), (moments, 1)),
-            recomputed_live=live @ redone,
-            embedding_copies=np.full(moments, float(needs_embedding and not any(chunk.embedding for chunk in held))),
-            chunk_layers=np.full(moments, float(max(chunk.layers + chunk.mtp for chunk in held))),
-        )
-    )
+    saved, redone_saved = live @ runs, live @ redone
     # The moments of one stage differ in live activations only, whose bytes add up: one that lies below a mixture of two
     # others can never be the largest.
-    return found.take(off_mixtures(found.bounds()))
+    bounds = np.concatenate([saved, saved - redone_saved], axis=1)
+    kept = undominated(bounds)
+    kept = kept[off_mixtures(bounds[kept])]
+    moments = kept.size
+    return _Pipeline(
+        stage=np.full(moments, float(moment.stage)),
+        counts=np.tile(weights.sum(axis=0), (moments, 1)),
+        runs=np.tile(runs.sum(axis=0), (moments, 1)),
+        live=saved[kept],
+        recomputed_runs=np.tile(redone.sum(axis=0), (moments, 1)),
+        recomputed_live=redone_saved[kept],
+        embedding_copies=np.full(moments, float(needs_embedding and not any(chunk.embedding for chunk in held))),
+        chunk_layers=np.full(moments, float(max(chunk.layers + chunk.mtp for chunk in held))),
+    )
 
 
 def trained_mtp_layers(architecture: Architecture, declared: int | None) -> int:

@@ -105,9 +105,7 @@ def _fixed(machine: Machine, held: Table, structure: Structure) -> Array:
     # A dummy gradient depends on how weights are cut and on which parts a stage holds: few of either.
     holdings, holding_of = np.unique(present.reshape(-1, present.shape[2]), axis=0, return_inverse=True)
     cut, cut_of_row = held.distinct((*CUT_COLUMNS, "fused_gradient_accumulation"))
-    dummies = np.stack(
-        [dummy_gradients(cut, structure.parts, np.tile(holding, (cut.rows, 1))) for holding in holdings], axis=1
-    )
+    dummies = dummy_gradients(cut, structure.parts, holdings)
     pipeline = held["_pipeline"].astype(np.int64)
     chosen = holding_of.reshape(present.shape[:2])[pipeline]
     fixed: Array = workspaces(machine, held, structure) + dummies[cut_of_row[:, None], chosen]

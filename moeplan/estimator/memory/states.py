@@ -158,7 +158,7 @@ def state_bytes(table: Table, compute_capability: int = 0) -> StateBytes:
 
 
 def dummy_gradients(table: Table, parts: Sequence[Layer], present: NDArray[np.bool_]) -> Array:
-    """Transformer Engine's dummy weight gradients, in bytes; shape (rows,).
+    """Transformer Engine's dummy weight gradients, in bytes.
 
     With fused gradient accumulation the weight gradient goes straight into the main buffer, and autograd is handed a
     cached tensor instead: one per distinct weight shape in the process (``get_dummy_wgrad`` in Transformer Engine
@@ -167,22 +167,25 @@ def dummy_gradients(table: Table, parts: Sequence[Layer], present: NDArray[np.bo
     Args:
         table: Rows with :data:`CUT_COLUMNS` and ``fused_gradient_accumulation``.
         parts: The structure's parts.
-        present: Which parts a rank holds; shape (rows, parts).
+        present: Which parts a rank holds, one row per kind of stage; shape (stages, parts).
+
+    Returns:
+        Shape (rows, stages).
     """
     shard = cut_of(table)
-    size = shard.value("parameter_bytes")
-    shapes: list[tuple[Array, Array, NDArray[np.bool_]]] = []
-    for index, part in enumerate(parts):
-        for rows, columns in _linear_shapes(part, shard):
-            shapes.append((rows + 0.0 * shard.tp, columns + 0.0 * shard.tp, present[:, index]))
-    total = np.zeros(table.rows)
-    for position, (rows, columns, here) in enumerate(shapes):
-        first = here.copy()
-        for other_rows, other_columns, there in shapes[:position]:
-            first &= ~((other_rows == rows) & (other_columns == columns) & there)
-        total += first * rows * columns * size
+    shapes = [(index, *shape) for index, part in enumerate(parts) for shape in _linear_shapes(part, shard)]
+    part_of = [index for index, _, _ in shapes]
+    rows = np.stack([np.broadcast_to(count, table.rows) for _, count, _ in shapes])
+    columns = np.stack([np.broadcast_to(count, table.rows) for _, _, count in shapes])
+    total = np.zeros((present.shape[0], table.rows))
+    for position, here in enumerate(present.T[part_of]):
+        # Earlier shapes that are the same, on stages that hold them, have made this one's tensor already.
+        same = (rows[:position] == rows[position]) & (columns[:position] == columns[position])
+        made = present.T[part_of[:position]].T.astype(np.float64) @ same > 0
+        total += (here[:, None] & ~made) * (rows[position] * columns[position])
     megatron = of_levels(table, "framework", lambda name: float(name == "megatron"))
-    return total * megatron * table["fused_gradient_accumulation"]
+    found: Array = total * (shard.value("parameter_bytes") * megatron * table["fused_gradient_accumulation"])
+    return found.T
 
 
 def _linear_shapes(part: Layer, shard: Shard) -> list[tuple[Array, Array]]:
