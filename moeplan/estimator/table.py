@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+_ZERO = b"\0"
 Codes = NDArray[np.int64]
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -39,7 +40,7 @@ class Column:
     @classmethod
     def constant(cls, value: Any, rows: int) -> Column:
         """A column of one value (its codes are a broadcast view and take no memory)."""
-        return cls((value,), np.broadcast_to(np.uint8(0), (rows,)))
+        return cls((value,), np.ndarray((rows,), np.uint8, _ZERO, strides=(0,)))
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Column:

@@ -19,7 +19,7 @@ from moeplan.search.keep import Batch, Digest, Memory, worth_timing
 from moeplan.search.objectives import GIB, Objective
 from moeplan.search.request import Progress, SearchRequest
 
-CHUNK_ROWS = 1 << 18
+CHUNK_ROWS = 1 << 19
 """Candidates priced at once: large enough to hide Python, small enough for the caches and for memory."""
 
 _MOST_WORKERS = 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -140,16 +141,17 @@ class Ledger:
     blocks: Blocks | None
 
     def peak(self) -> tuple[Array, Codes]:
-        """The most that is allocated at any moment, and the first moment at which it is; shape (rows,) each."""
+        """The most that is allocated at any moment, and a moment of the stage that needs it; shape (rows,) each."""
         most = np.empty(self.layer.size)
-        at = np.zeros(self.layer.size, np.int64)
+        at = np.empty(self.layer.size, np.int64)
         for pipeline, rows in self._groups():
-            moments = self._allocated(pipeline, rows)
-            highest = next(moments)
+            stages = self._stages(pipeline)
+            allocated = self._allocated(pipeline, rows, stages)
+            highest = next(allocated)
             place = np.zeros(rows.size, np.int64)
-            for number, allocated in enumerate(moments, 1):
-                place[allocated > highest] = number
-                np.maximum(highest, allocated, out=highest)
+            for stage, other in zip(stages[1:], allocated, strict=True):
+                np.copyto(place, stage.start, where=other > highest)
+                np.maximum(highest, other, out=highest)
             most[rows], at[rows] = highest, place
         return most, at
 
@@ -159,7 +161,8 @@ class Ledger:
         found = Moment(*(np.empty(shape) for _ in Moment._fields))
         for pipeline, rows in self._groups():
             which = self.layer[rows]
-            for number, allocated in enumerate(self._allocated(pipeline, rows)):
+            each = [range(moment, moment + 1) for moment in range(int(self.structure.moments[pipeline]))]
+            for number, allocated in enumerate(self._allocated(pipeline, rows, each)):
                 alive, climb = self._live(pipeline, rows, number)
                 around = self.layers.around(*self._held[pipeline, number])[which]
                 for target, term in zip(found, (alive, climb, around, allocated), strict=True):
@@ -176,6 +179,12 @@ class Ledger:
         order, groups = pipelines_of(self.structure.index, self.structure.counts.shape[0])
         return ((pipeline, order[part]) for pipeline, part in groups)
 
+    def _stages(self, pipeline: int) -> list[range]:
+        """The moments of each stage, which differ in nothing but what is alive."""
+        stage = self.structure.stage[pipeline, : self.structure.moments[pipeline]]
+        edges = [0, *(np.flatnonzero(np.diff(stage)) + 1).tolist(), stage.size]
+        return [range(start, stop) for start, stop in pairwise(edges)]
+
     def _in_blocks(self, pipeline: int) -> Blocks | None:
         return self.blocks if self.structure.recomputed_runs[pipeline].any() else None
 
@@ -188,28 +197,34 @@ class Ledger:
         runs, share = structure.runs[pipeline, moment], float(self.share[pipeline, moment])
         return alive, self.layers.highest(runs, share)[which]
 
-    def _allocated(self, pipeline: int, rows: Codes) -> Iterator[Array]:
-        """What is allocated at each moment of one pipeline; shape (rows,)."""
+    def _allocated(self, pipeline: int, rows: Codes, stages: Sequence[range]) -> Iterator[Array]:
+        """The most that is allocated in some moments of one stage, for each of ``stages``; shape (rows,)."""
         structure, layers, standing = self.structure, self.layers, self.standing
-        which, stands = np.take(self.layer, rows), np.take(self.stands, rows)
+        which, stands = self.layer.take(rows), self.stands.take(rows)
         blocks = self._in_blocks(pipeline)
-        kept = [np.take(part, which) for part in layers.kept] if blocks is None else []
-        for moment in range(int(structure.moments[pipeline])):
-            held = self._held[pipeline, moment]
+        live = structure.live[pipeline]
+        parts = np.flatnonzero(live.any(axis=0))
+        kept = [layers.kept[part].take(which) for part in parts] if blocks is None else []
+        for moments in stages:
+            first = moments.start
+            held = self._held[pipeline, first]
             if blocks is None:
-                runs, share = structure.runs[pipeline, moment], float(self.share[pipeline, moment])
-                during = total(kept, structure.live[pipeline, moment])
-                during += np.take(layers.above(runs, share, *held), which)
+                # The rest of a sum being the same, it is largest where what is alive is: to the bit, since rounding
+                # keeps the order.
+                during = total(kept, live[first, parts])
+                for moment in moments[1:]:
+                    np.maximum(during, total(kept, live[moment, parts]), out=during)
+                during += layers.above(structure.runs[pipeline, first], self.share[pipeline, first], *held).take(which)
             else:
-                alive, climb = self._live(pipeline, rows, moment)
-                during = alive + (climb + np.take(layers.around(*held), which))
+                around = layers.around(*held).take(which)
+                saved = (self._live(pipeline, rows, moment) for moment in moments)
+                during = np.max([alive + (climb + around) for alive, climb in saved], axis=0)
             if standing.temporary is not None:
-                during += np.take(standing.temporary[moment], stands)
+                during += standing.temporary[first].take(stands)
             if standing.stepping is not None:
                 # Activations are gone when the optimizer runs.
-                stepping = np.take(standing.stepping[moment], stands) + np.take(layers.around(*held), which)
-                np.maximum(during, stepping, out=during)
-            during += np.take(standing.total[moment], stands)
+                np.maximum(during, standing.stepping[first].take(stands) + layers.around(*held).take(which), out=during)
+            during += standing.total[first].take(stands)
             yield during
 
 
@@ -224,8 +239,8 @@ def total(values: Sequence[Array] | Array, counts: Array) -> Array:
     Returns:
         Shape (rows,).
     """
-    found = np.zeros_like(values[0])
-    for value, count in zip(values, counts, strict=True):
+    found: Array = values[0] * counts[0]
+    for value, count in zip(values[1:], counts[1:], strict=True):
         if count:
             found += value * count
     return found

@@ -12,15 +12,15 @@ from moeplan.estimator.memory.buffers import optimizer_temporaries, sharding_buf
 from moeplan.estimator.memory.states import (
     CUT_COLUMNS,
     STATE_COLUMNS,
+    Held,
     cut_of,
     data_parallel,
     dummy_gradients,
     elements,
-    held_elements,
     state_bytes,
 )
 from moeplan.estimator.stages import Structure
-from moeplan.estimator.table import Table
+from moeplan.estimator.table import Codes, Table
 from moeplan.operators.base import Array
 
 _HELD_COLUMNS: tuple[str, ...] = (*CUT_COLUMNS, "fused_gradient_accumulation", "_pipeline")
@@ -61,7 +61,7 @@ class Standing:
 def standing(machine: Machine, table: Table, structure: Structure) -> Standing:
     """Work out what stands in memory; ``table`` holds :data:`STANDING_COLUMNS`."""
     held, held_index = table.distinct(_HELD_COLUMNS)
-    holds = held_elements(held, structure)
+    holds = Held(held, structure)
     dense, expert = holds.dense[held_index], holds.expert[held_index]
     bytes_table, bytes_index = table.distinct(STATE_COLUMNS)
     per = state_bytes(bytes_table, machine.compute_capability)
@@ -79,23 +79,26 @@ def standing(machine: Machine, table: Table, structure: Structure) -> Standing:
     if per.other_whole.any() or per.other_shared.any():
         other = np.take(per.other_whole, bytes_index) + np.take(per.other_shared, bytes_index) * over_dense
         optimizer = optimizer + holds.other[held_index] * other[:, None]
-    temporary = _gradient_temporaries(table, structure, holds.largest[held_index])
     return Standing(
         parameters=parameters,
         gradients=states(per.gradient_whole, per.gradient_shared),
         optimizer=optimizer,
         fixed=_fixed(machine, held, structure)[held_index],
-        temporary=temporary if temporary.any() else None,
+        temporary=_gradient_temporaries(table, structure, holds, held_index),
         stepping=optimizer_temporaries(table, optimizer),
     )
 
 
-def _gradient_temporaries(table: Table, structure: Structure, largest: Array) -> Array:
-    """Gathered parameters and gradients before they reach the main buffer; shape (rows, moments)."""
-    # Without fused accumulation a weight's 16-bit gradient exists until it is added to the main buffer.
-    found: Array = (1.0 - table["fused_gradient_accumulation"])[:, None] * 2.0 * largest
+def _gradient_temporaries(table: Table, structure: Structure, holds: Held, held_index: Codes) -> Array | None:
+    """Gathered parameters and gradients before they reach the main buffer; shape (rows, moments), None for none."""
+    found: Array | None = None
+    unfused = 1.0 - table["fused_gradient_accumulation"]
+    if unfused.any():
+        # Without fused accumulation a weight's 16-bit gradient exists until it is added to the main buffer.
+        found = unfused[:, None] * 2.0 * holds.largest[held_index]
     if (table["sharding"] >= 2).any():
-        found = found + _sharding_buffers(table, structure)
+        buffers = _sharding_buffers(table, structure)
+        found = buffers if found is None else found + buffers
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,37 +209,48 @@ def data_parallel(table: Table) -> tuple[Array, Array]:
     return per_stage / table["tp"], per_stage / (table["ep"] * table["etp"])
 
 
-@dataclass(frozen=True)
 class Held:
-    """Parameter elements per moment; arrays of shape (rows, moments), see :class:`Elements`."""
+    """Parameter elements per moment, see :class:`Elements`; arrays of shape (rows, moments), counted where asked for.
 
-    dense: Array
-    expert: Array
-    gemm: Array
-    other: Array
-    largest: Array
-
-
-def held_elements(table: Table, structure: Structure) -> Held:
-    """What every moment's stage holds.
-
-    ``table`` must hold :data:`CUT_COLUMNS` and ``_pipeline``, the row of the structure.
+    Args:
+        table: Rows with :data:`CUT_COLUMNS` and ``_pipeline``, the row of the structure.
+        structure: The pipelines.
     """
-    counted = elements(structure.parts, cut_of(table))
-    pipeline = table["_pipeline"].astype(np.int64)
-    counts = structure.counts[pipeline]
-    embedding = len(structure.parts) - 2
-    # The head's copy of a tied embedding, or multi-token prediction's, where the embedding lives on another stage.
-    copies = structure.embedding_copies[pipeline] * counted.dense[:, embedding][:, None]
 
-    def held(per_part: Array) -> Array:
-        total: Array = np.einsum("rmp,rp->rm", counts, per_part)
+    def __init__(self, table: Table, structure: Structure) -> None:
+        self._elements = elements(structure.parts, cut_of(table))
+        self._pipeline = table["_pipeline"].astype(np.int64)
+        self._counts = structure.counts[self._pipeline]
+        # The head's copy of a tied embedding, or multi-token prediction's, where the embedding lives on another stage.
+        embedding = self._elements.dense[:, len(structure.parts) - 2]
+        self._copies = structure.embedding_copies[self._pipeline] * embedding[:, None]
+
+    def _held(self, per_part: Array) -> Array:
+        total: Array = np.einsum("rmp,rp->rm", self._counts, per_part)
         return total
 
-    return Held(
-        dense=held(counted.dense) + copies,
-        expert=held(counted.expert),
-        gemm=held(counted.dense_gemm),
-        other=held(counted.dense_other) + copies,
-        largest=((counts > 0) * counted.largest[:, None, :]).max(axis=2),
-    )
+    @cached_property
+    def dense(self) -> Array:
+        """On the attention grid."""
+        return self._held(self._elements.dense) + self._copies
+
+    @cached_property
+    def expert(self) -> Array:
+        """On the expert grid."""
+        return self._held(self._elements.expert)
+
+    @cached_property
+    def gemm(self) -> Array:
+        """Of ``dense``, matrices that low-precision GEMMs read."""
+        return self._held(self._elements.dense_gemm)
+
+    @cached_property
+    def other(self) -> Array:
+        """Of ``dense``, embedding, head and vectors."""
+        return self._held(self._elements.dense_other) + self._copies
+
+    @cached_property
+    def largest(self) -> Array:
+        """The largest layer's weight."""
+        found: Array = ((self._counts > 0) * self._elements.largest[:, None, :]).max(axis=2)
+        return found
