@@ -142,18 +142,21 @@ class Ledger:
 
     def peak(self) -> tuple[Array, Codes]:
         """The most that is allocated at any moment, and a moment of the stage that needs it; shape (rows,) each."""
-        most = np.empty(self.layer.size)
-        at = np.empty(self.layer.size, np.int64)
-        for pipeline, rows in self._groups():
+        order, groups = pipelines_of(self.structure.index, self.structure.counts.shape[0])
+        # Filled in the order of pipelines, which is contiguous, and put back into the table's at the end.
+        most, at = np.empty(order.size), np.zeros(order.size, np.int32)
+        for pipeline, part in groups:
             stages = self._stages(pipeline)
-            allocated = self._allocated(pipeline, rows, stages)
-            highest = next(allocated)
-            place = np.zeros(rows.size, np.int64)
+            allocated = self._allocated(pipeline, order[part], stages)
+            highest, place = most[part], at[part]
+            highest[:] = next(allocated)
             for stage, other in zip(stages[1:], allocated, strict=True):
-                np.copyto(place, stage.start, where=other > highest)
+                # Later stages have larger numbers, so that the last one that was higher is the largest.
+                np.maximum(place, (other > highest) * np.int32(stage.start), out=place)
                 np.maximum(highest, other, out=highest)
-            most[rows], at[rows] = highest, place
-        return most, at
+        peak, moment = np.empty_like(most), np.empty(order.size, np.int64)
+        peak[order], moment[order] = most, at
+        return peak, moment
 
     def moments(self) -> Moment:
         """Every term at every moment, arrays of shape (rows, moments); a pipeline's last moment fills up its row."""
