@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeplan.estimator.fold import pipelines_of
+from moeplan.estimator.fold import pipelines_of, stages_of, total
 from moeplan.estimator.memory.buffers import stage_counts
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Codes
@@ -146,7 +145,7 @@ class Ledger:
         # Filled in the order of pipelines, which is contiguous, and put back into the table's at the end.
         most, at = np.empty(order.size), np.zeros(order.size, np.int32)
         for pipeline, part in groups:
-            stages = self._stages(pipeline)
+            stages = stages_of(self.structure, pipeline)
             allocated = self._allocated(pipeline, order[part], stages)
             highest, place = most[part], at[part]
             highest[:] = next(allocated)
@@ -181,12 +180,6 @@ class Ledger:
     def _groups(self) -> Iterator[tuple[int, Codes]]:
         order, groups = pipelines_of(self.structure.index, self.structure.counts.shape[0])
         return ((pipeline, order[part]) for pipeline, part in groups)
-
-    def _stages(self, pipeline: int) -> list[range]:
-        """The moments of each stage, which differ in nothing but what is alive."""
-        stage = self.structure.stage[pipeline, : self.structure.moments[pipeline]]
-        edges = [0, *(np.flatnonzero(np.diff(stage)) + 1).tolist(), stage.size]
-        return [range(start, stop) for start, stop in pairwise(edges)]
 
     def _in_blocks(self, pipeline: int) -> Blocks | None:
         return self.blocks if self.structure.recomputed_runs[pipeline].any() else None
@@ -229,21 +222,3 @@ class Ledger:
                 np.maximum(during, standing.stepping[first].take(stands) + layers.around(*held).take(which), out=during)
             during += standing.total[first].take(stands)
             yield during
-
-
-def total(values: Sequence[Array] | Array, counts: Array) -> Array:
-    """Sum values over parts, weighted by how many there are of each: a fixed order, so that a row has the same bits
-    alone and among a million.
-
-    Args:
-        values: Arrays of shape (rows,), one per part.
-        counts: Shape (parts,).
-
-    Returns:
-        Shape (rows,).
-    """
-    found: Array = values[0] * counts[0]
-    for value, count in zip(values[1:], counts[1:], strict=True):
-        if count:
-            found += value * count
-    return found
