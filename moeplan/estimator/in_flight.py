@@ -65,9 +65,9 @@ def undominated(bounds: Array) -> NDArray[np.int64]:
     """Rows of ``bounds`` (points, features) that no other row is at least as large as in everything, in their order."""
     covers = (bounds[:, None] >= bounds[None, :]).all(axis=2)
     # Of equal rows the first stays.
-    equal = covers & covers.T
-    beaten = (covers & ~equal).any(axis=0) | np.triu(equal, 1).any(axis=0)
-    return np.flatnonzero(~beaten)
+    before = np.arange(len(bounds))
+    beaten = covers & (~covers.T | (before[:, None] < before))
+    return np.flatnonzero(~beaten.any(axis=0))
 
 
 def off_mixtures(bounds: Array) -> NDArray[np.int64]:

@@ -218,8 +218,10 @@ def _pipeline(architecture: Architecture, row: dict[str, Any], all_stages: bool)
     redone = np.zeros_like(weights) if block is None else _chunk_counts(architecture, chunks, int(block))
     counted = (weights, runs, redone)
     moments = [_Moment(pp, stage, row) for stage in range(pp)]
-    if not all_stages:
-        moments = [m for m in moments if not (m.stage and m.repeats(_Moment(pp, m.stage - 1, row), weights, redone))]
+    if not all_stages and row["schedule"] != "dualpipe":
+        # A stage that holds what the one before it holds keeps at most as many micro batches alive.
+        holds = [weights[stage::pp].tobytes() + redone[stage::pp].tobytes() for stage in range(pp)]
+        moments = [m for m in moments if not m.stage or holds[m.stage] != holds[m.stage - 1]]
     found = [_stage(architecture, chunks, counted, moment) for moment in moments]
     joined = _Pipeline(
         *(np.concatenate([getattr(item, name) for item in found]) for name in _Pipeline.__dataclass_fields__)
@@ -243,13 +245,6 @@ class _Moment:
             own += list(range(self.pp - 1 - self.stage, total, self.pp))
         return own
 
-    def repeats(self, before: _Moment, *counted: Array) -> bool:
-        """Whether this stage holds what the one before it holds, which keeps at least as many micro batches alive."""
-        if self.row["schedule"] == "dualpipe":
-            return False
-        own, others = self.chunks(len(counted[0])), before.chunks(len(counted[0]))
-        return all(np.array_equal(counts[own], counts[others]) for counts in counted)
-
     def live(self, virtual: int) -> Array:
         """Micro batches alive per virtual stage of :meth:`chunks`; shape (moments, chunks)."""
         total = int(self.row["_live_micro_batches"])
@@ -270,19 +265,21 @@ def _stage(
     live = moment.live(len(chunks) // moment.pp)
     needs_embedding = any((architecture.head.tied and chunk.head) or chunk.mtp for chunk in held)
     saved, redone_saved = live @ runs, live @ redone
-    # The moments of one stage differ in live activations only, whose bytes add up: one that lies below a mixture of two
-    # others can never be the largest.
-    bounds = np.concatenate([saved, saved - redone_saved], axis=1)
-    kept = undominated(bounds)
-    kept = kept[off_mixtures(bounds[kept])]
-    moments = kept.size
+    if len(live) > 1:
+        # The moments of one stage differ in live activations only, whose bytes add up: one that lies below a mixture of
+        # two others can never be the largest.
+        bounds = np.concatenate([saved, saved - redone_saved], axis=1)
+        kept = undominated(bounds)
+        kept = kept[off_mixtures(bounds[kept])]
+        saved, redone_saved = saved[kept], redone_saved[kept]
+    moments = len(saved)
     return _Pipeline(
         stage=np.full(moments, float(moment.stage)),
-        counts=np.tile(weights.sum(axis=0), (moments, 1)),
-        runs=np.tile(runs.sum(axis=0), (moments, 1)),
-        live=saved[kept],
-        recomputed_runs=np.tile(redone.sum(axis=0), (moments, 1)),
-        recomputed_live=redone_saved[kept],
+        counts=weights.sum(axis=0)[None].repeat(moments, axis=0),
+        runs=runs.sum(axis=0)[None].repeat(moments, axis=0),
+        live=saved,
+        recomputed_runs=redone.sum(axis=0)[None].repeat(moments, axis=0),
+        recomputed_live=redone_saved,
         embedding_copies=np.full(moments, float(needs_embedding and not any(chunk.embedding for chunk in held))),
         chunk_layers=np.full(moments, float(max(chunk.layers + chunk.mtp for chunk in held))),
     )

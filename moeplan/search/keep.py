@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _FRONT_RESOLUTION = 1 / 64
 # A plan that overflows by no more than this part of the GPU is worth telling when it would be faster than the best.
 _NEAR = 0.05
+# Rows from which it pays to look for the best groups before sorting.
+_MANY = 4096
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,12 @@ def worth_timing(headroom: Array, group: NDArray[Any], usable_bytes: float, size
 
 def best_rows(score: Array, tie: Array, group: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Of ``rows``, the ``size`` best, at most one per group, the best first; equal rows in their order."""
+    if rows.size > _MANY:
+        # The best of each group say which scores can matter; few rows are then left to sort.
+        most = np.full(int(group.max()) + 1, -np.inf)
+        np.maximum.at(most, group[rows], score[rows])
+        ranked = np.sort(most[most > -np.inf])[::-1]
+        rows = rows[score[rows] >= ranked[min(size, ranked.size) - 1]] if ranked.size else rows
     order = rows[np.lexsort((rows, -tie[rows], -score[rows]))]
     _, firsts = np.unique(group[order], return_index=True)
     return order[np.sort(firsts)[:size]]
