@@ -64,7 +64,7 @@ class SearchRequest:
         limit: Candidates up to which ``auto`` is exhaustive.
         factors: Calibration factors.
         margin_gib: Memory to leave free; None: the estimator's default.
-        workers: Threads; None: one per core, at most four.
+        workers: Threads; None: one.
         pricer: Prices a table; None: the estimator's.
         progress: Called now and then, from the thread that asked.
     """

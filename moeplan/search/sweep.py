@@ -1,11 +1,11 @@
-"""The exhaustive sweep: every legal candidate priced, in chunks, on a few threads (NumPy frees the interpreter).
+"""The exhaustive sweep: every legal candidate priced, in chunks.
 
 The memory of every candidate is priced; its time only where an answer could depend on it (``keep.worth_timing``).
+One thread does it unless asked: most arrays are so short that threads wait for the interpreter's lock, not for NumPy.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,8 +22,6 @@ from moeplan.search.request import Progress, SearchRequest
 CHUNK_ROWS = 1 << 19
 """Candidates priced at once: large enough to hide Python, small enough for the caches and for memory."""
 
-_MOST_WORKERS = 4
-
 
 def sweep(request: SearchRequest, found: Candidates, objective: Objective, memory: Memory) -> str:
     """Price every candidate and keep what is worth keeping in ``memory``.
@@ -32,7 +30,7 @@ def sweep(request: SearchRequest, found: Candidates, objective: Objective, memor
         Empty when everything was priced, ``budget`` or ``interrupt`` when it was not.
     """
     deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
-    workers = request.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+    workers = request.workers or 1
     pool = ThreadPoolExecutor(workers)
     try:
         for digest in _digests(pool, workers, request, found, objective, memory):
