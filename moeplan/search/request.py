@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("auto", "exhaustive", "tpe", "random", "nsga2")
 
 EXHAUSTIVE_LIMIT = 8_000_000
-"""Candidates up to which ``auto`` prices every one: about ten seconds on two cores."""
+"""Candidates up to which ``auto`` prices every one: about ten seconds."""
 
 DEFAULT_TRIALS = 200
 """Trials of a study that is given no budget."""
