@@ -239,10 +239,12 @@ def _prices(architecture: Architecture, machine: Machine, found: Fit, time: Step
 def _flops_per_token(architecture: Architecture, table: Table) -> Array:
     """Model FLOPs per token, worked out once per distinct shape of the question."""
     distinct, index = table.distinct(("sequence_length", "top_k", "mtp_layers"))
-    values = [
-        model_flops_per_token(architecture, row["sequence_length"], row["top_k"], row["mtp_layers"])
-        for row in map(distinct.row, range(distinct.rows))
-    ]
+    values = []
+    for row in map(distinct.row, range(distinct.rows)):
+        key = ("flops", *row.values())
+        if key not in architecture.memo:
+            architecture.memo[key] = model_flops_per_token(architecture, *row.values())
+        values.append(architecture.memo[key])
     return np.take(np.array(values, np.float64), index)
 
 

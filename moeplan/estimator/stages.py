@@ -199,8 +199,8 @@ def _block_layers(table: Table) -> list[int | None]:
 
 def _remembered(architecture: Architecture, row: dict[str, Any], all_stages: bool) -> _Pipeline:
     """A pipeline, worked out once per model: the chunks of a search meet the same ones again and again."""
-    key = (all_stages, *row.values())
-    memo = architecture.pipelines_memo
+    key = ("pipeline", all_stages, *row.values())
+    memo = architecture.memo
     if key not in memo:
         memo[key] = _pipeline(architecture, row, all_stages)
     found: _Pipeline = memo[key]

@@ -204,6 +204,10 @@ class Memory:
             speeds = np.array([0.0, *(winner.tokens_per_s for winner in held)])
             open_ = speed >= speeds[np.searchsorted(limits, memory, side="right")]
             fitting, memory, speed = fitting[open_], memory[open_], speed[open_]
+        # Few rows are as fast as everything leaner: only those need the sort that settles equal ones.
+        rising = np.argsort(memory)
+        rising = rising[speed[rising] >= np.maximum.accumulate(speed[rising])]
+        fitting, memory, speed = fitting[rising], memory[rising], speed[rising]
         order = np.lexsort((fitting, -speed, memory))
         ranked = speed[order]
         before = np.concatenate([[-np.inf], np.maximum.accumulate(ranked)[:-1]]) if ranked.size else ranked
