@@ -44,8 +44,7 @@ def stages_of(structure: Structure, pipeline: int) -> list[range]:
 
 
 def total(values: Sequence[Array] | Array, counts: Array) -> Array:
-    """Sum values over parts, weighted by how many there are of each: a fixed order, so that a row has the same bits
-    alone and among a million.
+    """Sum values over parts, weighted by how many there are of each, part after part.
 
     Args:
         values: Arrays of shape (rows,), one per part.

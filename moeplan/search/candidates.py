@@ -242,7 +242,7 @@ def _stack(parts: Sequence[Table]) -> Table:
 
 
 def _sorted(table: Table) -> Table:
-    """Rows in the order of ``_SHARED_FIRST``."""
+    """Rows in the order of ``_SHARED_FIRST``: the estimator evaluates each layer once per chunk of them."""
     ranks = []
     for name in _SHARED_FIRST:
         column = table.columns[name]

@@ -64,7 +64,7 @@ class PeakMemory:
         allocated: What ``torch.cuda.max_memory_allocated()`` would read, in bytes.
         reserved: What ``torch.cuda.max_memory_reserved()`` would read.
         overhead: Outside the allocator.
-        moment: The moment of the structure.
+        moment: A moment of the stage that needs it, which is the first of those that need as much.
     """
 
     allocated: Array

@@ -161,7 +161,9 @@ class Ledger:
         """Every term at every moment, arrays of shape (rows, moments); a pipeline's last moment fills up its row."""
         shape = (self.layer.size, self.structure.counts.shape[1])
         found = Moment(*(np.empty(shape) for _ in Moment._fields))
-        for pipeline, rows in self._groups():
+        order, groups = pipelines_of(self.structure.index, self.structure.counts.shape[0])
+        for pipeline, part in groups:
+            rows = order[part]
             which = self.layer[rows]
             each = [range(moment, moment + 1) for moment in range(int(self.structure.moments[pipeline]))]
             for number, allocated in enumerate(self._allocated(pipeline, rows, each)):
@@ -176,10 +178,6 @@ class Ledger:
         """How many of the head's gathered input and of messages a stage holds; shape (pipelines, moments, 2)."""
         heads, messages = stage_counts(self.structure)
         return np.stack([heads, messages * (self.structure.table["pp"] > 1)[:, None]], axis=2)
-
-    def _groups(self) -> Iterator[tuple[int, Codes]]:
-        order, groups = pipelines_of(self.structure.index, self.structure.counts.shape[0])
-        return ((pipeline, order[part]) for pipeline, part in groups)
 
     def _in_blocks(self, pipeline: int) -> Blocks | None:
         return self.blocks if self.structure.recomputed_runs[pipeline].any() else None
