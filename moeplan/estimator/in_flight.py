@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moeplan.operators.base import Array
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def live_chunks(pp: int, stage: int, virtual: int, micro_batches: int, overlap_ep: bool = False) -> Array:
     """Micro batches alive per virtual stage, at each moment of one stage's schedule that could be its peak.
 
@@ -39,7 +39,7 @@ def _frozen(values: Array) -> Array:
     return values
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _passed(pp: int, virtual: int, micro_batches: int) -> Array:
     """Forward passes of each virtual stage after so many steps; backward takes the stages in opposite order.
 
