@@ -78,6 +78,9 @@ def _digests(
     def work(start: int, stop: int) -> Digest:
         return memory.digest(price_batch(request, found, objective, range(start, stop)))
 
+    if workers == 1:
+        yield from (work(start, stop) for start, stop in found.spans(CHUNK_ROWS))
+        return
     waiting: deque[Future[Digest]] = deque()
     for start, stop in found.spans(CHUNK_ROWS):
         waiting.append(pool.submit(work, start, stop))
