@@ -115,7 +115,8 @@ def report() -> str:
         "",
         "## Exhaustive sweep, one thread",
         "",
-        "Default search space; every legal candidate priced in memory and time.",
+        "Default search space; the memory of every legal candidate is priced, and the time of all that fit or fail by "
+        "little: no answer depends on the rest.",
         "",
         "| question | candidates | fit | CPU s | candidates per CPU s | peak RSS |",
         "|---|---:|---:|---:|---:|---:|",

@@ -14,7 +14,7 @@ from support.search_cases import deepseek, dense, h100, mixtral, request
 
 from moeplan.estimator.columns import DEFAULTS
 from moeplan.estimator.memory import stage_memory
-from moeplan.estimator.price import Prices, explain, price
+from moeplan.estimator.price import Prices, explain, fit, price, timed
 from moeplan.estimator.stages import structure
 from moeplan.estimator.table import Table
 from moeplan.model.architecture import Architecture
@@ -68,6 +68,18 @@ def test_batched_and_alone_are_the_same_bits(model: str, gpus: int) -> None:
                 # Stages that need the same to the last bit may be named either way.
                 continue
             assert getattr(single, part.name)[0] == getattr(together, part.name)[index], part.name
+
+
+def test_timing_some_rows_tells_what_timing_all_tells() -> None:
+    found = space_of("deepseek", 256, "default")
+    table, _ = found.of(np.arange(0, found.bodies.rows, 5))
+    # Whole pipelines are left out, so that what the rest is looked up in has gaps.
+    chosen = np.flatnonzero((table["pp"] > 2) & (table["vpp"] < 4))
+    assert 0 < chosen.size < table.rows
+    whole = price(_MODELS["deepseek"], h100(), table)
+    some = timed(_MODELS["deepseek"], h100(), fit(_MODELS["deepseek"], h100(), table).take(chosen))
+    for part in fields(Prices):
+        np.testing.assert_array_equal(getattr(some, part.name), getattr(whole, part.name)[chosen], part.name)
 
 
 def test_top_re_estimates_to_the_same_figures() -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.search_cases import deepseek, h100, mixtral, request, toy_prices
 
 from moeplan.errors import PlanError
 from moeplan.estimator.table import Table
 from moeplan.search import SearchRequest, search
 from moeplan.search.engine import legal_candidates
+from moeplan.search.keep import worth_timing
 from moeplan.search.objectives import GIB, OBJECTIVES
 
 _SCORES: dict[str, Callable[[Any, Any], np.ndarray]] = {
@@ -119,6 +122,19 @@ def test_near_misses_are_better_than_the_best_and_miss_by_little() -> None:
     for miss in outcome.near_misses:
         assert miss.score > outcome.best.score
         assert -0.05 * h100().usable_gib * GIB <= miss.headroom_bytes < 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(-90, 30), st.integers(0, 4)), min_size=1, max_size=40),
+    st.integers(1, 6),
+)
+def test_what_is_worth_timing_is_what_a_loop_would_keep(rows: list[tuple[int, int]], size: int) -> None:
+    headroom, group = (np.array(column) for column in zip(*rows, strict=True))
+    closest = sorted((max(h for h, g in rows if g == layout) for layout in {g for _, g in rows}), reverse=True)[:size]
+    told = set(worth_timing(headroom.astype(float), group, 100.0, size).tolist())
+    for row, (left, _) in enumerate(rows):
+        # 5 % of the GPU is a near miss; what overflows by more is told of only where nothing fits.
+        assert (row in told) == (left >= -5 or (max(headroom) < 0 and left >= closest[-1]))
 
 
 def test_timeout_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:

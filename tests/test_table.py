@@ -55,3 +55,35 @@ def test_true_and_one_share_a_level_only_as_python_says() -> None:
 @given(_ROWS, st.lists(_VALUES, max_size=3))
 def test_equals_is_what_a_loop_would_say(rows: list[dict[str, object]], values: list[object]) -> None:
     assert Table.of_rows(rows).equals("a", *values).tolist() == [row["a"] in values for row in rows]
+
+
+_SOURCES = st.lists(st.fixed_dictionaries({"a": _VALUES, "b": _VALUES}), min_size=1, max_size=9)
+_KNOBS = st.lists(st.fixed_dictionaries({"c": st.integers(0, 9), "d": _VALUES}), min_size=1, max_size=9)
+
+
+@st.composite
+def crossed(draw: st.DrawFn) -> tuple[Table, list[dict[str, object]]]:
+    """A table made of the rows of two others, and its rows as plain mappings."""
+    left, right = draw(_SOURCES), draw(_KNOBS)
+    pairs = st.tuples(st.integers(0, len(left) - 1), st.integers(0, len(right) - 1))
+    chosen = draw(st.lists(pairs, min_size=1, max_size=40))
+    first, second = (np.array(index) for index in zip(*chosen, strict=True))
+    columns = {**Table.of_rows(left).through(first), **Table.of_rows(right).through(second)}
+    return Table(columns, len(chosen)), [{**left[a], **right[b]} for a, b in chosen]
+
+
+@given(crossed(), st.lists(st.sampled_from("abcd"), unique=True, min_size=1), st.data())
+def test_rows_made_of_two_tables_are_rows_like_any(
+    case: tuple[Table, list[dict[str, object]]], names: list[str], data: st.DataObject
+) -> None:
+    table, rows = case
+    assert [table.row(index) for index in range(table.rows)] == rows
+    picked = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1))
+    for taken, expected in ((table, rows), (table.take(np.array(picked)), [rows[index] for index in picked])):
+        distinct, index = taken.distinct(names)
+        found = [tuple(distinct.row(position).values()) for position in range(distinct.rows)]
+        assert len(found) == len(set(found))
+        assert [found[position] for position in index] == [tuple(row[name] for name in names) for row in expected]
+        joined = taken.derived(names, lambda few: [str(few.row(position)) for position in range(few.rows)])
+        told = [joined.levels[code] for code in joined.codes]
+        assert told == [str({name: row[name] for name in names}) for row in expected]

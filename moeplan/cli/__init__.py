@@ -15,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     # NumPy's linear algebra would start a thread per core, which costs more than all it multiplies here.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Pydantic would read the metadata of every installed distribution to look for plugins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # A command lives for a moment: collecting garbage while modules load costs a tenth of it.
     gc.set_threshold(50_000, 50, 50)
     from moeplan.cli.app import run

@@ -7,7 +7,8 @@ sum is plain elementwise arithmetic in a fixed order: a candidate has the same b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,49 +36,25 @@ def pipelines_of(index: Codes, pipelines: int) -> tuple[NDArray[np.int64], Itera
     return order, found
 
 
-def weighted(values: Array, counts: Array) -> Array:
-    """Sum values over parts, weighted by how many of each part a moment has.
+def stages_of(structure: Structure, pipeline: int) -> list[range]:
+    """The moments of each stage of a pipeline, which differ in nothing but what is alive."""
+    stage = structure.stage[pipeline, : structure.moments[pipeline]]
+    edges = [0, *(np.flatnonzero(np.diff(stage)) + 1).tolist(), stage.size]
+    return [range(start, stop) for start, stop in pairwise(edges)]
+
+
+def total(values: Sequence[Array] | Array, counts: Array) -> Array:
+    """Sum values over parts, weighted by how many there are of each, part after part.
 
     Args:
-        values: Shape (rows, parts).
-        counts: Shape (moments, parts).
+        values: Arrays of shape (rows,), one per part.
+        counts: Shape (parts,).
 
     Returns:
-        Shape (rows, moments).
+        Shape (rows,).
     """
-    total = np.zeros((values.shape[0], counts.shape[0]))
-    for part in np.flatnonzero(counts.any(axis=0)):
-        total += values[:, part, None] * counts[None, :, part]
-    return total
-
-
-def each_pipeline(
-    structure: Structure,
-    index: Codes,
-    fold: Callable[[int, int, NDArray[np.int64]], tuple[Array, ...]],
-    results: int,
-    width: int | None = None,
-) -> tuple[Array, ...]:
-    """Apply ``fold`` to the rows of every pipeline and put the answers together.
-
-    Args:
-        structure: The pipelines.
-        index: Pipeline of each row; shape (rows,).
-        fold: Called with a pipeline, its number of moments and its rows; answers arrays of shape (rows, moments).
-        results: How many arrays it answers.
-        width: Columns of the answers where they are not moments.
-
-    Returns:
-        Arrays of shape (rows, widest number of moments); the last moment of narrower pipelines is repeated.
-    """
-    width = width or structure.counts.shape[1]
-    order, groups = pipelines_of(index, structure.counts.shape[0])
-    targets = tuple(np.empty((index.size, width)) for _ in range(results))
-    for pipeline, part in groups:
-        rows = order[part]
-        answers = fold(pipeline, int(structure.moments[pipeline]), rows)
-        for target, found in zip(targets, answers, strict=True):
-            target[rows, : found.shape[1]] = found
-            if found.shape[1] < width:
-                target[rows, found.shape[1] :] = found[:, -1:]
-    return targets
+    found: Array = values[0] * counts[0]
+    for value, count in zip(values[1:], counts[1:], strict=True):
+        if count:
+            found += value * count
+    return found

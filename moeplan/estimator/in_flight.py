@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from moeplan.operators.base import Array
 
 
+@lru_cache(maxsize=1024)
 def live_chunks(pp: int, stage: int, virtual: int, micro_batches: int, overlap_ep: bool = False) -> Array:
     """Micro batches alive per virtual stage, at each moment of one stage's schedule that could be its peak.
 
@@ -16,21 +19,35 @@ def live_chunks(pp: int, stage: int, virtual: int, micro_batches: int, overlap_e
     ``megatron/core/pipeline_parallel/schedules.py``.
 
     Returns:
-        Array of shape (moments, virtual).
+        Array of shape (moments, virtual), read-only: layouts of the same degrees share it.
     """
     if virtual == 1:
-        return np.full((1, 1), float(min(pp - stage, micro_batches)))
+        return _frozen(np.full((1, 1), float(min(pp - stage, micro_batches))))
     steps = micro_batches * virtual
     warmup = min(2 * (pp - stage - 1) + (virtual - 1) * pp + int(overlap_ep), steps)
-    order = _schedule(pp, virtual, micro_batches)
-    one_hot = np.eye(virtual)
-    forwards = np.concatenate([np.zeros((1, virtual)), np.cumsum(one_hot[order], axis=0)])
-    backwards = np.concatenate([np.zeros((1, virtual)), np.cumsum(one_hot[virtual - 1 - order], axis=0)])
+    forwards = _passed(pp, virtual, micro_batches)
+    backwards = forwards[:, ::-1]
     # Forward and backward repeat with every group of pp micro batches, and what is alive between them does too.
     period = pp * virtual if micro_batches % pp == 0 else steps
     alternating = np.arange(min(max(steps - warmup, 1), period))
     alive = forwards[np.minimum(warmup + 1 + alternating, steps)] - backwards[alternating]
-    return np.unique(alive, axis=0)
+    return _frozen(np.unique(alive, axis=0))
+
+
+def _frozen(values: Array) -> Array:
+    values.setflags(write=False)
+    return values
+
+
+@lru_cache(maxsize=32)
+def _passed(pp: int, virtual: int, micro_batches: int) -> Array:
+    """Forward passes of each virtual stage after so many steps; backward takes the stages in opposite order.
+
+    Returns:
+        Array of shape (steps + 1, virtual), read-only.
+    """
+    order = _schedule(pp, virtual, micro_batches)
+    return _frozen(np.concatenate([np.zeros((1, virtual)), np.cumsum(np.eye(virtual)[order], axis=0)]))
 
 
 def _schedule(pp: int, virtual: int, micro_batches: int) -> NDArray[np.int64]:
@@ -48,9 +65,9 @@ def undominated(bounds: Array) -> NDArray[np.int64]:
     """Rows of ``bounds`` (points, features) that no other row is at least as large as in everything, in their order."""
     covers = (bounds[:, None] >= bounds[None, :]).all(axis=2)
     # Of equal rows the first stays.
-    equal = covers & covers.T
-    beaten = (covers & ~equal).any(axis=0) | np.triu(equal, 1).any(axis=0)
-    return np.flatnonzero(~beaten)
+    before = np.arange(len(bounds))
+    beaten = covers & (~covers.T | (before[:, None] < before))
+    return np.flatnonzero(~beaten.any(axis=0))
 
 
 def off_mixtures(bounds: Array) -> NDArray[np.int64]:

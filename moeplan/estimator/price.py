@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from moeplan.errors import PlanError
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.memory import StageMemory, stage_memory
+from moeplan.estimator.memory import PeakMemory, StageMemory, peak_memory, stage_memory
 from moeplan.estimator.precision import precision
 from moeplan.estimator.shard import of_levels
 from moeplan.estimator.stages import Structure, structure
-from moeplan.estimator.table import Table
+from moeplan.estimator.table import Codes, Table
 from moeplan.estimator.time import StepTime, step_time
 from moeplan.model.architecture import Architecture
 from moeplan.model.flops import model_flops_per_token
@@ -74,6 +74,31 @@ class Prices:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What each candidate needs of a GPU's memory: enough to tell which ones are worth timing.
+
+    Attributes:
+        table: The candidates.
+        stages: Their pipelines.
+        memory: Their fullest moments.
+        device_bytes: Reserved plus what lives outside the allocator; shape (rows,).
+        headroom_bytes: Usable memory less ``device_bytes`` and the margin; shape (rows,).
+    """
+
+    table: Table
+    stages: Structure
+    memory: PeakMemory
+    device_bytes: Array
+    headroom_bytes: Array
+
+    def take(self, rows: Codes) -> Fit:
+        """Some rows."""
+        memory = PeakMemory(*(getattr(self.memory, field.name)[rows] for field in fields(PeakMemory)))
+        stages = replace(self.stages, index=self.stages.index[rows])
+        return Fit(self.table.take(rows), stages, memory, self.device_bytes[rows], self.headroom_bytes[rows])
+
+
+@dataclass(frozen=True)
 class Explanation:
     """One candidate stage by stage: what :func:`price` folds, kept apart.
 
@@ -110,7 +135,26 @@ def price(
     Returns:
         Arrays in the table's order.
     """
-    return _fold(architecture, machine, table, factors or {}, margin_gib, structure(architecture, table)).prices
+    return timed(architecture, machine, fit(architecture, machine, table, factors, margin_gib), factors)
+
+
+def fit(
+    architecture: Architecture,
+    machine: Machine,
+    table: Table,
+    factors: Mapping[str, float] | None = None,
+    margin_gib: float = DEFAULT_MARGIN_GIB,
+) -> Fit:
+    """Price the memory of every candidate of a table; the arguments are those of :func:`price`."""
+    stages = structure(architecture, table)
+    return _fit(machine, table, stages, peak_memory(architecture, machine, table, stages, factors or {}), margin_gib)
+
+
+def timed(
+    architecture: Architecture, machine: Machine, found: Fit, factors: Mapping[str, float] | None = None
+) -> Prices:
+    """Price the time of candidates whose memory is known already."""
+    return _prices(architecture, machine, found, step_time(architecture, machine, found.table, found.stages, factors))
 
 
 def explain(
@@ -135,9 +179,11 @@ def explain_all(
     if not rows:
         return []
     table = Table.of_rows(rows)
-    whole = _fold(
-        architecture, machine, table, factors or {}, margin_gib, structure(architecture, table, all_stages=True)
-    )
+    stages = structure(architecture, table, all_stages=True)
+    memory = stage_memory(architecture, machine, table, stages, factors or {})
+    time = step_time(architecture, machine, table, stages, factors)
+    prices = _prices(architecture, machine, _fit(machine, table, stages, memory.peak(), margin_gib), time)
+    whole = Explanation(prices, stages, memory, time)
     return [_of_row(whole, index) for index in range(table.rows)]
 
 
@@ -148,8 +194,9 @@ def _of_row(whole: Explanation, row: int) -> Explanation:
     structure_changes: dict[str, Any] = {
         field.name: getattr(whole.structure, field.name)[pipeline : pipeline + 1, :moments]
         for field in fields(Structure)
-        if field.name not in ("parts", "index", "moments")
+        if field.name not in ("parts", "table", "index", "moments")
     }
+    structure_changes["table"] = whole.structure.table.take(slice(pipeline, pipeline + 1))
     structure_changes["index"] = np.zeros(1, np.int64)
     structure_changes["moments"] = whole.structure.moments[pipeline : pipeline + 1]
     terms = {field.name: getattr(whole.memory, field.name)[row : row + 1, :moments] for field in fields(StageMemory)}
@@ -161,32 +208,23 @@ def _of_row(whole: Explanation, row: int) -> Explanation:
     )
 
 
-def _fold(
-    architecture: Architecture,
-    machine: Machine,
-    table: Table,
-    factors: Mapping[str, float],
-    margin_gib: float,
-    stages: Structure,
-) -> Explanation:
-    memory = stage_memory(architecture, machine, table, stages, factors)
-    time = step_time(architecture, machine, table, stages, factors)
-    # What is reserved grows with what is allocated, and what lies outside is the same on every stage.
-    fullest = np.argmax(memory.peak_allocated, axis=1)
-    at = (np.arange(table.rows), fullest)
-    reserved = memory.peak_reserved[at]
-    device = reserved + memory.overhead[at]
-    headroom = (machine.usable_gib - margin_gib) * GIB - device
+def _fit(machine: Machine, table: Table, stages: Structure, memory: PeakMemory, margin_gib: float) -> Fit:
+    device = memory.reserved + memory.overhead
+    return Fit(table, stages, memory, device, (machine.usable_gib - margin_gib) * GIB - device)
+
+
+def _prices(architecture: Architecture, machine: Machine, found: Fit, time: StepTime) -> Prices:
+    table, memory, stages = found.table, found.memory, found.stages
     step = time.step_s
     tokens = table["global_batch_size"] * table["sequence_length"] / step
     per_gpu_tflops = tokens / table["gpus"] * _flops_per_token(architecture, table) / 1e12
-    prices = Prices(
-        peak_allocated_bytes=memory.peak_allocated[at],
-        peak_reserved_bytes=reserved,
-        device_bytes=device,
-        headroom_bytes=headroom,
-        fits=headroom >= 0,
-        stage=stages.stage[stages.index, fullest],
+    return Prices(
+        peak_allocated_bytes=memory.allocated,
+        peak_reserved_bytes=memory.reserved,
+        device_bytes=found.device_bytes,
+        headroom_bytes=found.headroom_bytes,
+        fits=found.headroom_bytes >= 0,
+        stage=stages.stage[stages.index, memory.moment],
         step_s=step,
         compute_s=time.compute_s,
         exposed_communication_s=time.exposed_communication_s,
@@ -196,16 +234,17 @@ def _fold(
         model_tflops_per_gpu=per_gpu_tflops,
         mfu=per_gpu_tflops / _peak_tflops(machine, table),
     )
-    return Explanation(prices, stages, memory, time)
 
 
 def _flops_per_token(architecture: Architecture, table: Table) -> Array:
     """Model FLOPs per token, worked out once per distinct shape of the question."""
     distinct, index = table.distinct(("sequence_length", "top_k", "mtp_layers"))
-    values = [
-        model_flops_per_token(architecture, row["sequence_length"], row["top_k"], row["mtp_layers"])
-        for row in map(distinct.row, range(distinct.rows))
-    ]
+    values = []
+    for row in map(distinct.row, range(distinct.rows)):
+        key = ("flops", *row.values())
+        if key not in architecture.memo:
+            architecture.memo[key] = model_flops_per_token(architecture, *row.values())
+        values.append(architecture.memo[key])
     return np.take(np.array(values, np.float64), index)
 
 

@@ -69,7 +69,7 @@ def of_levels(table: Table, name: str, value: Callable[[Any], float]) -> Array:
     """A float64 array (rows,) computed once per level of a column."""
     column = table.columns[name]
     levels: NDArray[np.float64] = np.array([value(level) for level in column.levels], np.float64)
-    return np.take(levels, column.codes)
+    return column.spread(levels)
 
 
 def vocabulary_multiple(table: Table) -> Array:

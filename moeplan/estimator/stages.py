@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moeplan.errors import PlanError
 from moeplan.estimator.in_flight import live_chunks, off_mixtures, undominated
 from moeplan.estimator.layout import Chunk, even_chunks, layout_chunks
-from moeplan.estimator.table import Codes, Column, Table
+from moeplan.estimator.table import Codes, Table
 from moeplan.model.architecture import Architecture, Layer
 from moeplan.operators.base import Array
 
@@ -61,6 +61,8 @@ class Structure:
 
     Attributes:
         parts: What the last axis counts.
+        table: What tells the pipelines apart, a row each: the columns of a pipeline, and in
+            ``_block_layers`` the layers of each virtual stage under block recomputation.
         index: For each row of the table, its pipeline; shape (rows,).
         stage: Stage of each moment; shape (pipelines, moments).
         counts: Layers of each part that the stage holds; shape (pipelines, moments, parts).
@@ -77,6 +79,7 @@ class Structure:
     """
 
     parts: tuple[Layer, ...]
+    table: Table
     index: Codes
     stage: NDArray[np.int64]
     counts: Array
@@ -101,7 +104,10 @@ def structure(architecture: Architecture, table: Table, all_stages: bool = False
     Raises:
         PlanError: A candidate's layers do not split over its pipeline.
     """
-    derived = {"_live_micro_batches": _live_micro_batches(table), "_block_layers": _block_layers(table)}
+    derived = {
+        "_live_micro_batches": table.derived(_LIVE_COLUMNS, _live_micro_batches),
+        "_block_layers": table.derived(_BLOCK_COLUMNS, _block_layers),
+    }
     distinct, index = table.with_columns(derived).distinct(_COLUMNS)
     pipelines = [_remembered(architecture, distinct.row(row), all_stages) for row in range(distinct.rows)]
     moments = np.array([len(pipeline.stage) for pipeline in pipelines], np.int64)
@@ -113,6 +119,7 @@ def structure(architecture: Architecture, table: Table, all_stages: bool = False
 
     return Structure(
         parts=parts(architecture),
+        table=distinct,
         index=index,
         stage=stack("stage").astype(np.int64),
         counts=stack("counts"),
@@ -156,34 +163,44 @@ class _Pipeline:
         )
 
 
-def _live_micro_batches(table: Table) -> Column:
+_LIVE_COLUMNS = (
+    "gpus",
+    "tp",
+    "pp",
+    "cp",
+    "vpp",
+    "global_batch_size",
+    "micro_batch_size",
+    "schedule",
+    "pipeline_layout",
+)
+_BLOCK_COLUMNS = ("recompute", "recompute_method", "recompute_layers")
+
+
+def _live_micro_batches(table: Table) -> list[int]:
     """Micro batches, capped where more of them keep no more activations alive (so that few pipelines are distinct)."""
     pp, vpp = table["pp"], table["vpp"]
     # An interleaved schedule reaches its steady state within warm-up and one period: fewer than 4 pp micro batches.
     enough = np.where(vpp > 1, 4 * pp, np.where(table.equals("schedule", "dualpipe"), 2 * pp, pp))
     # A layout may have virtual stages that vpp does not tell.
     enough = np.where(~table.equals("pipeline_layout", None), 4 * pp, enough)
-    capped = np.maximum(np.minimum(np.floor(micro_batches(table)), enough), 1).astype(np.int64)
-    levels, codes = np.unique(capped, return_inverse=True)
-    return Column(tuple(int(level) for level in levels), codes)
+    capped = np.maximum(np.minimum(np.floor(micro_batches(table)), enough), 1)
+    return [int(count) for count in capped]
 
 
-def _block_layers(table: Table) -> Column:
+def _block_layers(table: Table) -> list[int | None]:
     """Layers of each virtual stage under block recomputation, None under any other or none."""
-    names = ("recompute", "recompute_method", "recompute_layers")
-    distinct, index = table.distinct(names)
-    blocks = []
-    for row in map(distinct.row, range(distinct.rows)):
+    found = []
+    for row in map(table.row, range(table.rows)):
         block = row["recompute"] == "full" and row["recompute_method"] != "uniform"
-        blocks.append(row["recompute_layers"] if block else None)
-    column = Column.of(blocks)
-    return Column(column.levels, np.take(column.codes, index))
+        found.append(row["recompute_layers"] if block else None)
+    return found
 
 
 def _remembered(architecture: Architecture, row: dict[str, Any], all_stages: bool) -> _Pipeline:
     """A pipeline, worked out once per model: the chunks of a search meet the same ones again and again."""
-    key = (all_stages, *row.values())
-    memo = architecture.pipelines_memo
+    key = ("pipeline", all_stages, *row.values())
+    memo = architecture.memo
     if key not in memo:
         memo[key] = _pipeline(architecture, row, all_stages)
     found: _Pipeline = memo[key]
@@ -201,8 +218,10 @@ def _pipeline(architecture: Architecture, row: dict[str, Any], all_stages: bool)
     redone = np.zeros_like(weights) if block is None else _chunk_counts(architecture, chunks, int(block))
     counted = (weights, runs, redone)
     moments = [_Moment(pp, stage, row) for stage in range(pp)]
-    if not all_stages:
-        moments = [m for m in moments if not (m.stage and m.repeats(_Moment(pp, m.stage - 1, row), weights, redone))]
+    if not all_stages and row["schedule"] != "dualpipe":
+        # A stage that holds what the one before it holds keeps at most as many micro batches alive.
+        holds = [weights[stage::pp].tobytes() + redone[stage::pp].tobytes() for stage in range(pp)]
+        moments = [m for m in moments if not m.stage or holds[m.stage] != holds[m.stage - 1]]
     found = [_stage(architecture, chunks, counted, moment) for moment in moments]
     joined = _Pipeline(
         *(np.concatenate([getattr(item, name) for item in found]) for name in _Pipeline.__dataclass_fields__)
@@ -226,13 +245,6 @@ class _Moment:
             own += list(range(self.pp - 1 - self.stage, total, self.pp))
         return own
 
-    def repeats(self, before: _Moment, *counted: Array) -> bool:
-        """Whether this stage holds what the one before it holds, which keeps at least as many micro batches alive."""
-        if self.row["schedule"] == "dualpipe":
-            return False
-        own, others = self.chunks(len(counted[0])), before.chunks(len(counted[0]))
-        return all(np.array_equal(counts[own], counts[others]) for counts in counted)
-
     def live(self, virtual: int) -> Array:
         """Micro batches alive per virtual stage of :meth:`chunks`; shape (moments, chunks)."""
         total = int(self.row["_live_micro_batches"])
@@ -252,22 +264,25 @@ def _stage(
     weights, runs, redone = (counts[own] for counts in counted)
     live = moment.live(len(chunks) // moment.pp)
     needs_embedding = any((architecture.head.tied and chunk.head) or chunk.mtp for chunk in held)
-    moments = live.shape[0]
-    found = _undominated(
-        _Pipeline(
-            stage=np.full(moments, float(moment.stage)),
-            counts=np.tile(weights.sum(axis=0), (moments, 1)),
-            runs=np.tile(runs.sum(axis=0), (moments, 1)),
-            live=live @ runs,
-            recomputed_runs=np.tile(redone.sum(axis=0), (moments, 1)),
-            recomputed_live=live @ redone,
-            embedding_copies=np.full(moments, float(needs_embedding and not any(chunk.embedding for chunk in held))),
-            chunk_layers=np.full(moments, float(max(chunk.layers + chunk.mtp for chunk in held))),
-        )
+    saved, redone_saved = live @ runs, live @ redone
+    if len(live) > 1:
+        # The moments of one stage differ in live activations only, whose bytes add up: one that lies below a mixture of
+        # two others can never be the largest.
+        bounds = np.concatenate([saved, saved - redone_saved], axis=1)
+        kept = undominated(bounds)
+        kept = kept[off_mixtures(bounds[kept])]
+        saved, redone_saved = saved[kept], redone_saved[kept]
+    moments = len(saved)
+    return _Pipeline(
+        stage=np.full(moments, float(moment.stage)),
+        counts=weights.sum(axis=0)[None].repeat(moments, axis=0),
+        runs=runs.sum(axis=0)[None].repeat(moments, axis=0),
+        live=saved,
+        recomputed_runs=redone.sum(axis=0)[None].repeat(moments, axis=0),
+        recomputed_live=redone_saved,
+        embedding_copies=np.full(moments, float(needs_embedding and not any(chunk.embedding for chunk in held))),
+        chunk_layers=np.full(moments, float(max(chunk.layers + chunk.mtp for chunk in held))),
     )
-    # The moments of one stage differ in live activations only, whose bytes add up: one that lies below a mixture of two
-    # others can never be the largest.
-    return found.take(off_mixtures(found.bounds()))
 
 
 def trained_mtp_layers(architecture: Architecture, declared: int | None) -> int:

@@ -88,8 +88,8 @@ class Architecture:
     details: ModelDetails = field(default_factory=ModelDetails)
 
     @cached_property
-    def pipelines_memo(self) -> dict[Hashable, Any]:
-        """Scratch space of ``estimator/stages.py``: pipelines of this model worked out before."""
+    def memo(self) -> dict[Hashable, Any]:
+        """Scratch space of the estimator: what it has worked out about this model before, by question."""
         return {}
 
     @cached_property

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from moeplan.errors import PlanError
 from moeplan.estimator.columns import DEFAULTS
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.stages import structure
 from moeplan.estimator.table import Column, Table
 from moeplan.model.architecture import Architecture
 from moeplan.operators.base import Array
@@ -98,16 +97,14 @@ class Candidates:
         chosen = np.arange(bodies.start, bodies.stop) if isinstance(bodies, range) else bodies
         which, knob = np.nonzero(self.allowed[self.body_class[chosen]])
         body = chosen[which]
-        columns = {}
-        for source, index in ((self.bodies, body), (self.knobs, knob)):
-            for name, column in source.columns.items():
-                single = len(column.levels) == 1
-                columns[name] = (
-                    Column.constant(column.levels[0], index.size)
-                    if single
-                    else Column(column.levels, column.codes[index])
-                )
-        return Table(columns, int(index.size)), body
+        columns = {**self.bodies.take(chosen).through(which), **self.knobs.through(knob)}
+        return Table(columns, int(body.size)), body
+
+    def numbers(self, body: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of some rows of :meth:`of` among all candidates; ``body`` is what that tells of every row."""
+        own = body[rows]
+        found: NDArray[np.int64] = self.first[own] + rows - np.searchsorted(body, own)
+        return found
 
     def of_layout(self, layout: int) -> NDArray[np.int64]:
         """The bodies of one layout, ascending."""
@@ -210,7 +207,7 @@ def _bodies(
     for pp, cells in by_pp.items():
         column = table.columns["pp"]
         parts.append(_cross(table.take(np.asarray(column.codes == column.levels.index(pp))), cells))
-    joined = _sorted(thin(_stack(parts)), _moments(architecture, cuts)) if parts else table.take(slice(0, 0))
+    joined = _sorted(thin(_stack(parts))) if parts else table.take(slice(0, 0))
     layout = np.asarray(joined.columns["_layout"].codes)
     return Table({name: joined.columns[name] for name in BODY if name in joined.columns}, joined.rows), layout
 
@@ -244,29 +241,9 @@ def _stack(parts: Sequence[Table]) -> Table:
     return Table(columns, sum(part.rows for part in parts))
 
 
-def _moments(architecture: Architecture, cuts: Sequence[Pipeline]) -> dict[tuple[Any, ...], int]:
-    """Moments that the estimator will tell apart for each way to cut the model, to the next power of two."""
-    if not cuts:
-        return {}
-    rows = []
-    for cut in cuts:
-        # Enough micro batches for every schedule to reach its steady state.
-        full = {"gpus": cut.pp, "pp": cut.pp, "global_batch_size": 8 * cut.pp}
-        cell = {"vpp": cut.vpp, "mtp_layers": cut.mtp_layers, "pipeline_layout": cut.layout}
-        rows.append({**DEFAULTS, **full, **cell})
-    found = structure(architecture, Table.of_rows(rows))
-    counts = found.moments[found.index]
-    keys = [(cut.pp, cut.vpp, cut.mtp_layers, cut.layout) for cut in cuts]
-    return {key: (int(count) - 1).bit_length() for key, count in zip(keys, counts, strict=True)}
-
-
-def _sorted(table: Table, moments: Mapping[tuple[Any, ...], int]) -> Table:
-    """Rows in the order of ``_SHARED_FIRST``, pipelines of as many moments together.
-
-    The estimator pads the candidates of a chunk to the same number of moments and evaluates each layer once per chunk.
-    """
-    cuts, cut_of = table.distinct(("pp", "vpp", "mtp_layers", "pipeline_layout"))
-    ranks = [np.array([moments[tuple(cuts.row(row).values())] for row in range(cuts.rows)], np.int64)[cut_of]]
+def _sorted(table: Table) -> Table:
+    """Rows in the order of ``_SHARED_FIRST``: the estimator evaluates each layer once per chunk of them."""
+    ranks = []
     for name in _SHARED_FIRST:
         column = table.columns[name]
         values = np.array([level or 0 for level in column.levels])

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 _FRONT_RESOLUTION = 1 / 64
 # A plan that overflows by no more than this part of the GPU is worth telling when it would be faster than the best.
 _NEAR = 0.05
+# Rows from which it pays to look for the best groups before sorting.
+_MANY = 4096
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One priced table.
+    """Candidates of one table that are worth timing.
 
     Attributes:
         table: The candidates.
@@ -33,8 +35,8 @@ class Batch:
         score: The objective, larger is better; shape (rows,).
         tie: Decides among equals, larger is better; shape (rows,).
         group: Layout of each row; shape (rows,).
-        body: Body of each row, ascending; shape (rows,).
-        numbers: Number of the first candidate of every body of the search.
+        numbers: Number of each row's candidate in the whole search, however the search came to it; shape (rows,).
+        evaluated: Candidates of which these are the ones worth timing.
     """
 
     table: Table
@@ -42,13 +44,8 @@ class Batch:
     score: Array
     tie: Array
     group: NDArray[Any]
-    body: NDArray[np.int64]
     numbers: NDArray[np.int64]
-
-    def number(self, row: int) -> int:
-        """The number of one row's candidate in the whole search, however the search came to it."""
-        body = self.body[row]
-        return int(self.numbers[body]) + row - int(np.searchsorted(self.body, body))
+    evaluated: int
 
     def winner(self, objective: Objective, row: int, score: float | None = None) -> Winner:
         """One row as a :class:`Winner`; ``score`` ranks it otherwise than by the objective."""
@@ -58,7 +55,7 @@ class Batch:
             value=objective.value(float(self.score[row])),
             score=float(self.score[row]) if score is None else score,
             tie=float(self.tie[row]),
-            number=self.number(row),
+            number=int(self.numbers[row]),
             group=int(self.group[row]),
             tokens_per_s=float(prices.tokens_per_s[row]),
             step_s=float(prices.step_s[row]),
@@ -87,8 +84,35 @@ class Best:
         self.held = list(by_group.values())[: self.size]
 
 
+def worth_timing(headroom: Array, group: NDArray[Any], usable_bytes: float, size: int) -> NDArray[np.int64]:
+    """Rows that an answer may name: those that fit or fail by little, or the closest of ``size`` layouts if none fits.
+
+    Args:
+        headroom: Memory left; shape (rows,).
+        group: Layout of each row; shape (rows,).
+        usable_bytes: Memory of the GPU.
+        size: How many layouts a search tells of.
+
+    Returns:
+        Row numbers, ascending.
+    """
+    least = -_NEAR * usable_bytes
+    if headroom.size and not (headroom >= 0).any():
+        closest = np.full(int(group.max()) + 1, -np.inf)
+        np.maximum.at(closest, group, headroom)
+        ranked = np.sort(closest[np.isfinite(closest)])[::-1]
+        least = min(least, float(ranked[min(size, ranked.size) - 1]))
+    return np.flatnonzero(headroom >= least)
+
+
 def best_rows(score: Array, tie: Array, group: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Of ``rows``, the ``size`` best, at most one per group, the best first; equal rows in their order."""
+    if rows.size > _MANY:
+        # The best of each group say which scores can matter; few rows are then left to sort.
+        most = np.full(int(group.max()) + 1, -np.inf)
+        np.maximum.at(most, group[rows], score[rows])
+        ranked = np.sort(most[most > -np.inf])[::-1]
+        rows = rows[score[rows] >= ranked[min(size, ranked.size) - 1]] if ranked.size else rows
     order = rows[np.lexsort((rows, -tie[rows], -score[rows]))]
     _, firsts = np.unique(group[order], return_index=True)
     return order[np.sort(firsts)[:size]]
@@ -146,7 +170,7 @@ class Memory:
             misses=[batch.winner(self.objective, int(row), float(batch.prices.headroom_bytes[row])) for row in misses],
             faster=[batch.winner(self.objective, int(row)) for row in near],
             front=[batch.winner(self.objective, int(row)) for row in front],
-            evaluated=batch.table.rows,
+            evaluated=batch.evaluated,
             fitting=int(fitting.size),
         )
 
@@ -180,6 +204,10 @@ class Memory:
             speeds = np.array([0.0, *(winner.tokens_per_s for winner in held)])
             open_ = speed >= speeds[np.searchsorted(limits, memory, side="right")]
             fitting, memory, speed = fitting[open_], memory[open_], speed[open_]
+        # Few rows are as fast as everything leaner: only those need the sort that settles equal ones.
+        rising = np.argsort(memory)
+        rising = rising[speed[rising] >= np.maximum.accumulate(speed[rising])]
+        fitting, memory, speed = fitting[rising], memory[rising], speed[rising]
         order = np.lexsort((fitting, -speed, memory))
         ranked = speed[order]
         before = np.concatenate([[-np.inf], np.maximum.accumulate(ranked)[:-1]]) if ranked.size else ranked

@@ -98,12 +98,13 @@ def _of_chunk(
     request: SearchRequest, table: Table, group: NDArray[Any], first: int, best: _Held | None
 ) -> _Held | None:
     """The best of one table of candidates at micro batch 1."""
-    prices = request.price(table)
-    fitting = np.flatnonzero(prices.fits)
+    fitted = request.fit(table)
+    fitting = np.flatnonzero(fitted.fits)
     if not fitting.size:
-        closest = int(np.argmax(prices.headroom_bytes))
-        score = float(prices.headroom_bytes[closest])
-        return _Held(_winner(table, prices, closest, group, first + closest, score))
+        closest = int(np.argmax(fitted.headroom_bytes))
+        score = float(fitted.headroom_bytes[closest])
+        only = np.array([closest])
+        return _Held(_winner(table.take(only), fitted.prices(only), 0, group[only], first + closest, score))
     # Sequences of one pass with micro batch 1, and by doubling the largest power of two that fits.
     unit = table["global_batch_size"].astype(np.int64)
     low = np.zeros(table.rows, np.int64)
@@ -111,7 +112,7 @@ def _of_chunk(
     while alive.size and size <= _MOST_SEQUENCES:
         low[alive] = size
         size *= 2
-        alive = alive[request.price(_sized(table, alive, np.full(alive.size, size))).fits]
+        alive = alive[request.fit(_sized(table, alive, np.full(alive.size, size))).fits]
     # A candidate whose next power of two is no larger than what is held cannot win: the rest is bisected.
     record = max(int(np.max(low * unit)), best.batch if best is not None else 0)
     rows = np.flatnonzero((low > 0) & ((2 * low - 1) * unit >= record))
@@ -137,7 +138,7 @@ def _bisect(request: SearchRequest, table: Table, rows: NDArray[np.int64], low: 
         if not open_.size:
             return low
         middle = (low[open_] + high[open_]) // 2
-        fits = request.price(_sized(table, rows[open_], middle)).fits
+        fits = request.fit(_sized(table, rows[open_], middle)).fits
         low[open_] = np.where(fits, middle, low[open_])
         high[open_] = np.where(fits, high[open_], middle)
 
@@ -179,6 +180,6 @@ def _told(request: SearchRequest, strategy: str, held: _Held) -> Largest:
         binds = "the largest micro batch that a plan may have"
     else:
         next_row = {**row, "micro_batch_size": size + 1, "global_batch_size": batch // size * (size + 1)}
-        overflow = -float(request.price(Table.of_rows([next_row])).headroom_bytes[0]) / GIB
+        overflow = -float(request.fit(Table.of_rows([next_row])).headroom_bytes[0]) / GIB
         binds = f"memory: micro batch {size + 1} overflows by {overflow:.1f} GiB"
     return Largest(strategy, winner, batch, size, batch * int(row["sequence_length"]), binds)

@@ -13,6 +13,8 @@ from moeplan.operators.base import unsharded
 
 # A balanced cut is found by bisection on the largest stage; 2^-40 of the total is far below one layer's share.
 _BISECTIONS = 40
+# Keeps rounding from opening a stage that exact sums would not.
+_TOLERANCE = 1 + 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +149,26 @@ def balanced_layout(costs: Costs, pp: int, vpp: int, mtp_layers: int) -> str | N
     stages = pp * vpp
     if stages > len(items):
         return None
-    low, high = max(weight for _, weight in items), sum(weight for _, weight in items)
+    weights_of_items = [weight for _, weight in items]
+    low, high = max(weights_of_items), sum(weights_of_items)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if len(_greedy(items, middle)) <= stages:
+        if _filled(weights_of_items, middle) <= stages:
             high = middle
         else:
             low = middle
     cut = _greedy(items, high, stages)
     return _notation(cut)
+
+
+def _filled(weights: list[float], limit: float) -> int:
+    """How many stages :func:`_greedy` fills, without saying with what."""
+    stages, load = 1, 0.0
+    for weight in reversed(weights):
+        if load > 0 and load + weight > limit * _TOLERANCE:
+            stages, load = stages + 1, 0.0
+        load += weight
+    return stages
 
 
 def _greedy(items: list[tuple[str, float]], limit: float, stages: int = 1) -> list[str]:
@@ -168,8 +181,7 @@ def _greedy(items: list[tuple[str, float]], limit: float, stages: int = 1) -> li
     for position, (symbols, weight) in enumerate(reversed(items)):
         stages_left = stages - len(cut) - 1
         must_close = current and len(items) - position <= stages_left
-        # The tolerance keeps rounding from opening a stage that exact sums would not.
-        if current and (must_close or load + weight > limit * (1 + 1e-9)):
+        if current and (must_close or load + weight > limit * _TOLERANCE):
             cut.append(current)
             current, load = "", 0.0
         current = symbols + current

@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.table import Table
 from moeplan.model.architecture import Architecture
+from moeplan.operators.base import Array
 from moeplan.search.space import Space
 
 if TYPE_CHECKING:
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("auto", "exhaustive", "tpe", "random", "nsga2")
 
 EXHAUSTIVE_LIMIT = 8_000_000
-"""Candidates up to which ``auto`` prices every one: about ten seconds on two cores."""
+"""Candidates up to which ``auto`` prices every one: about ten seconds."""
 
 DEFAULT_TRIALS = 200
 """Trials of a study that is given no budget."""
@@ -60,7 +64,7 @@ class SearchRequest:
         limit: Candidates up to which ``auto`` is exhaustive.
         factors: Calibration factors.
         margin_gib: Memory to leave free; None: the estimator's default.
-        workers: Threads; None: one per core, at most four.
+        workers: Threads; None: one.
         pricer: Prices a table; None: the estimator's.
         progress: Called now and then, from the thread that asked.
     """
@@ -84,14 +88,44 @@ class SearchRequest:
     pricer: Pricer | None = None
     progress: Callable[[Progress], None] | None = None
 
-    def price(self, table: Table) -> Prices:
-        """Price a table as the request says."""
-        if self.pricer is not None:
-            return self.pricer(table)
-        from moeplan.estimator.price import DEFAULT_MARGIN_GIB, price
+    def fit(self, table: Table) -> Fitted:
+        """Price the memory of a table as the request says; its time is priced row by row where it is asked for."""
+        pricer = self.pricer
+        if pricer is not None:
+            return Fitted(table, pricer(table).headroom_bytes, lambda rows: pricer(table.take(rows)))
+        from moeplan.estimator.price import DEFAULT_MARGIN_GIB, fit, timed
 
         margin = DEFAULT_MARGIN_GIB if self.margin_gib is None else self.margin_gib
-        return price(self.architecture, self.machine, table, self.factors, margin)
+        found = fit(self.architecture, self.machine, table, self.factors, margin)
+        return Fitted(
+            table,
+            found.headroom_bytes,
+            lambda rows: timed(self.architecture, self.machine, found.take(rows), self.factors),
+        )
+
+    def price(self, table: Table) -> Prices:
+        """Price a table as the request says."""
+        return self.fit(table).prices(np.arange(table.rows))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A table whose memory is priced.
+
+    Attributes:
+        table: The candidates.
+        headroom_bytes: Memory left, negative where a candidate does not fit; shape (rows,).
+        prices: All prices of some rows, which must be in order.
+    """
+
+    table: Table
+    headroom_bytes: Array
+    prices: Callable[[NDArray[np.int64]], Prices]
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Candidates that fit; shape (rows,)."""
+        return self.headroom_bytes >= 0
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from moeplan.estimator.machine import Machine
-from moeplan.estimator.memory import JOINT_COLUMNS, live_parts, stage_memory
+from moeplan.estimator.memory import stage_memory
 from moeplan.estimator.memory.buffers import outside_terms, stage_buffers, workspaces
 from moeplan.estimator.memory.layers import walk
+from moeplan.estimator.memory.parts import live_parts
 from moeplan.estimator.memory.states import cut_of
 from moeplan.estimator.shard import shard_of
 from moeplan.estimator.stages import Structure
@@ -57,10 +58,9 @@ def detail(
     """
     table = Table.of_rows([row])
     memory = stage_memory(architecture, machine, table, structure, factors)
-    joint, _ = table.with_columns({"_pipeline": Column((0,), structure.index)}).distinct(JOINT_COLUMNS)
-    alive, plain, rebuilt = live_parts(architecture, joint, structure)
-    shard = shard_of(joint)
     extended = table.with_columns({"_pipeline": Column((0,), structure.index)})
+    alive, plain, rebuilt = live_parts(architecture, extended, structure)
+    shard = shard_of(extended)
     gemm = workspaces(machine, extended, structure)
     messages = stage_buffers(architecture, extended, shard, structure)
     around = {name: float(size[0]) for name, size in outside_terms(architecture, machine, table).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +159,7 @@ def state_bytes(table: Table, compute_capability: int = 0) -> StateBytes:
 
 
 def dummy_gradients(table: Table, parts: Sequence[Layer], present: NDArray[np.bool_]) -> Array:
-    """Transformer Engine's dummy weight gradients, in bytes; shape (rows,).
+    """Transformer Engine's dummy weight gradients, in bytes.
 
     With fused gradient accumulation the weight gradient goes straight into the main buffer, and autograd is handed a
     cached tensor instead: one per distinct weight shape in the process (``get_dummy_wgrad`` in Transformer Engine
@@ -167,22 +168,25 @@ def dummy_gradients(table: Table, parts: Sequence[Layer], present: NDArray[np.bo
     Args:
         table: Rows with :data:`CUT_COLUMNS` and ``fused_gradient_accumulation``.
         parts: The structure's parts.
-        present: Which parts a rank holds; shape (rows, parts).
+        present: Which parts a rank holds, one row per kind of stage; shape (stages, parts).
+
+    Returns:
+        Shape (rows, stages).
     """
     shard = cut_of(table)
-    size = shard.value("parameter_bytes")
-    shapes: list[tuple[Array, Array, NDArray[np.bool_]]] = []
-    for index, part in enumerate(parts):
-        for rows, columns in _linear_shapes(part, shard):
-            shapes.append((rows + 0.0 * shard.tp, columns + 0.0 * shard.tp, present[:, index]))
-    total = np.zeros(table.rows)
-    for position, (rows, columns, here) in enumerate(shapes):
-        first = here.copy()
-        for other_rows, other_columns, there in shapes[:position]:
-            first &= ~((other_rows == rows) & (other_columns == columns) & there)
-        total += first * rows * columns * size
+    shapes = [(index, *shape) for index, part in enumerate(parts) for shape in _linear_shapes(part, shard)]
+    part_of = [index for index, _, _ in shapes]
+    rows = np.stack([np.broadcast_to(count, table.rows) for _, count, _ in shapes])
+    columns = np.stack([np.broadcast_to(count, table.rows) for _, _, count in shapes])
+    total = np.zeros((present.shape[0], table.rows))
+    for position, here in enumerate(present.T[part_of]):
+        # Earlier shapes that are the same, on stages that hold them, have made this one's tensor already.
+        same = (rows[:position] == rows[position]) & (columns[:position] == columns[position])
+        made = present.T[part_of[:position]].T.astype(np.float64) @ same > 0
+        total += (here[:, None] & ~made) * (rows[position] * columns[position])
     megatron = of_levels(table, "framework", lambda name: float(name == "megatron"))
-    return total * megatron * table["fused_gradient_accumulation"]
+    found: Array = total * (shard.value("parameter_bytes") * megatron * table["fused_gradient_accumulation"])
+    return found.T
 
 
 def _linear_shapes(part: Layer, shard: Shard) -> list[tuple[Array, Array]]:
@@ -205,37 +209,48 @@ def data_parallel(table: Table) -> tuple[Array, Array]:
     return per_stage / table["tp"], per_stage / (table["ep"] * table["etp"])
 
 
-@dataclass(frozen=True)
 class Held:
-    """Parameter elements per moment; arrays of shape (rows, moments), see :class:`Elements`."""
+    """Parameter elements per moment, see :class:`Elements`; arrays of shape (rows, moments), counted where asked for.
 
-    dense: Array
-    expert: Array
-    gemm: Array
-    other: Array
-    largest: Array
-
-
-def held_elements(table: Table, structure: Structure) -> Held:
-    """What every moment's stage holds.
-
-    ``table`` must hold :data:`CUT_COLUMNS` and ``_pipeline``, the row of the structure.
+    Args:
+        table: Rows with :data:`CUT_COLUMNS` and ``_pipeline``, the row of the structure.
+        structure: The pipelines.
     """
-    counted = elements(structure.parts, cut_of(table))
-    pipeline = table["_pipeline"].astype(np.int64)
-    counts = structure.counts[pipeline]
-    embedding = len(structure.parts) - 2
-    # The head's copy of a tied embedding, or multi-token prediction's, where the embedding lives on another stage.
-    copies = structure.embedding_copies[pipeline] * counted.dense[:, embedding][:, None]
 
-    def held(per_part: Array) -> Array:
-        total: Array = np.einsum("rmp,rp->rm", counts, per_part)
+    def __init__(self, table: Table, structure: Structure) -> None:
+        self._elements = elements(structure.parts, cut_of(table))
+        self._pipeline = table["_pipeline"].astype(np.int64)
+        self._counts = structure.counts[self._pipeline]
+        # The head's copy of a tied embedding, or multi-token prediction's, where the embedding lives on another stage.
+        embedding = self._elements.dense[:, len(structure.parts) - 2]
+        self._copies = structure.embedding_copies[self._pipeline] * embedding[:, None]
+
+    def _held(self, per_part: Array) -> Array:
+        total: Array = np.einsum("rmp,rp->rm", self._counts, per_part)
         return total
 
-    return Held(
-        dense=held(counted.dense) + copies,
-        expert=held(counted.expert),
-        gemm=held(counted.dense_gemm),
-        other=held(counted.dense_other) + copies,
-        largest=((counts > 0) * counted.largest[:, None, :]).max(axis=2),
-    )
+    @cached_property
+    def dense(self) -> Array:
+        """On the attention grid."""
+        return self._held(self._elements.dense) + self._copies
+
+    @cached_property
+    def expert(self) -> Array:
+        """On the expert grid."""
+        return self._held(self._elements.expert)
+
+    @cached_property
+    def gemm(self) -> Array:
+        """Of ``dense``, matrices that low-precision GEMMs read."""
+        return self._held(self._elements.dense_gemm)
+
+    @cached_property
+    def other(self) -> Array:
+        """Of ``dense``, embedding, head and vectors."""
+        return self._held(self._elements.dense_other) + self._copies
+
+    @cached_property
+    def largest(self) -> Array:
+        """The largest layer's weight."""
+        found: Array = ((self._counts > 0) * self._elements.largest[:, None, :]).max(axis=2)
+        return found

@@ -93,7 +93,7 @@ def _elements(structure: Structure, table: Table) -> tuple[Array, Array]:
     for position, part in enumerate(structure.parts):
         for weight in part.weights(shard):
             counted[int(weight.expert), :, position] += weight.elements
-    held = structure.counts[table.columns["_pipeline"].codes]
+    held = structure.counts[table["_pipeline"].astype(np.int64)]
     dense, expert = (np.einsum("rmp,rp->rm", held, counted[kind][index]) for kind in (0, 1))
     fullest = np.argmax(dense + expert, axis=1)
     rows = np.arange(table.rows)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeplan.estimator.fold import each_pipeline, weighted
+from moeplan.estimator.fold import pipelines_of, stages_of, total
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.shard import shard_of
 from moeplan.estimator.stages import Structure, micro_batches, trained_mtp_layers
@@ -148,16 +148,15 @@ def _stages(
         "_layer": Column(tuple(range(layers.rows)), layer_of),
         "_pipeline": Column(tuple(range(structure.counts.shape[0])), structure.index),
     }
-    names = ("_layer", "_pipeline", "recompute_layers", "recompute_method", "pp", "vpp", "schedule", "mtp_layers")
-    distinct, index = table.with_columns(keys).distinct(names)
-    layer = distinct.columns["_layer"].codes
-    pipeline = distinct.columns["_pipeline"].codes
+    rows, index = table.with_columns(keys).distinct(keys)
+    layer, pipeline = (rows[name].astype(np.int64) for name in keys)
+    distinct = Table(structure.table.through(pipeline), pipeline.size)
     # Under full recomputation of every layer all runs are replayed; under block recomputation the structure says which.
-    block = ~distinct.equals("recompute_layers", None) & ~distinct.equals("recompute_method", "uniform")
+    in_blocks = ~structure.table.equals("_block_layers", None)
+    block = in_blocks[pipeline]
 
-    whole = np.stack([sum((getattr(time, name) for name in _ALWAYS), time.forward) for time in times], axis=1)
-    replayed = np.stack([time.replay_full for time in times], axis=1)
-    slowest = _slowest(structure, (layer, pipeline), (whole, replayed), block)
+    whole = [sum((getattr(time, name) for name in _ALWAYS), time.forward) for time in times]
+    slowest = _slowest(structure, layer, pipeline, whole, [time.replay_full for time in times], in_blocks)
     moment = pipeline * structure.runs.shape[1] + slowest
     runs = _by_part(structure.runs, moment)
     redone = runs
@@ -166,19 +165,18 @@ def _stages(
 
     def fold(name: str, counts: Array) -> Array:
         # Part after part, so that a row has the same bits whatever stands beside it.
-        total = np.zeros(distinct.rows)
+        found = np.zeros(distinct.rows)
         for position, time in enumerate(times):
-            total += np.take(getattr(time, name), layer) * counts[position]
-        return total
+            found += getattr(time, name).take(layer) * counts[position]
+        return found
 
     forward, weight = fold("forward", runs), fold("weight", runs)
     backward = fold("backward", runs) + fold("replay", runs) + fold("replay_full", redone)
     exposed = fold("exposed_forward", runs) + fold("exposed_backward", runs)
-    total = forward + backward + exposed
     dual = distinct.equals("schedule", "dualpipe")
     # DualPipe's rank holds two stages and runs half of the micro batches through each.
     half = np.where(dual, 0.5, 1.0)
-    pace = total * half
+    pace = (forward + backward + exposed) * half
     everything, all_weight = _whole_model(architecture, times, layer, distinct, redone, runs)
     virtual = np.maximum(distinct["vpp"], 1.0)
     bubble = bubble_s(
@@ -214,34 +212,44 @@ def _by_part(counts: Array, moment: NDArray[np.int64]) -> Array:
 
 def _slowest(
     structure: Structure,
-    rows: tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]],
-    seconds: tuple[Array, Array],
+    layer: Codes,
+    pipeline: Codes,
+    whole: Sequence[Array],
+    replayed: Sequence[Array],
     block: NDArray[np.bool_],
-) -> NDArray[np.int64]:
-    """The moment that takes the longest per micro batch; shape (rows,).
+) -> Codes:
+    """The first moment of the stage that takes the longest per micro batch; shape (rows,).
 
     Args:
         structure: The pipelines.
-        rows: The row of ``seconds`` and the pipeline of each row; shape (rows,) each.
-        seconds: One layer of each part without and with only the replay of whole layers; shape (layers, parts) each.
-        block: Rows where only the first layers of each stage are replayed; shape (rows,).
+        layer: Row of the seconds below for each row; shape (rows,).
+        pipeline: Pipeline of each row; shape (rows,).
+        whole: Seconds of one layer of each part but the replay of whole layers; shape (layers,) each.
+        replayed: Seconds of that replay; the same.
+        block: Pipelines on which only the first layers of each stage are replayed; shape (pipelines,).
     """
-    layer, pipeline = rows
-    whole, replayed = seconds
-    some = bool(block.any())
-
-    def fold(index: int, moments: int, chosen: NDArray[np.int64]) -> tuple[Array, ...]:
-        own, again = whole[layer[chosen]], replayed[layer[chosen]]
-        if some:
-            first = block[chosen, None]
-            total = weighted(own + np.where(first, 0.0, again), structure.runs[index, :moments])
-            total += weighted(np.where(first, again, 0.0), structure.recomputed_runs[index, :moments])
-        else:
-            total = weighted(own + again, structure.runs[index, :moments])
-        return (np.argmax(total, axis=1)[:, None].astype(np.float64),)
-
-    (found,) = each_pipeline(structure, pipeline.astype(np.int64), fold, 1, width=1)
-    return found[:, 0].astype(np.int64)
+    order, groups = pipelines_of(pipeline, structure.counts.shape[0])
+    everything = [own + again for own, again in zip(whole, replayed, strict=True)]
+    # Filled in the order of pipelines, which is contiguous, and put back into the table's at the end.
+    slowest = np.zeros(order.size, np.int32)
+    for index, part in groups:
+        stages = stages_of(structure, index)
+        if len(stages) == 1:
+            continue
+        which = layer.take(order[part])
+        own = [seconds.take(which) for seconds in (whole if block[index] else everything)]
+        again = [seconds.take(which) for seconds in replayed] if block[index] else []
+        longest, place = np.full(which.size, -np.inf), slowest[part]
+        for moments in stages:
+            seconds = total(own, structure.runs[index, moments.start])
+            if block[index]:
+                seconds += total(again, structure.recomputed_runs[index, moments.start])
+            # Later stages have larger numbers, so that the last one that was slower is the largest.
+            np.maximum(place, (seconds > longest) * np.int32(moments.start), out=place)
+            np.maximum(longest, seconds, out=longest)
+    found = np.empty(order.size, np.int64)
+    found[order] = slowest
+    return found
 
 
 def _whole_model(
@@ -255,19 +263,19 @@ def _whole_model(
     """Seconds of one micro batch over all stages (forward, backward, exposed), and the weight gradients among them."""
     kinds = np.bincount(np.array(architecture.layer_kinds), minlength=len(architecture.kinds)).astype(float)
     mtp = np.array([trained_mtp_layers(architecture, level) for level in table.columns["mtp_layers"].levels], float)
-    trained = np.take(mtp, table.columns["mtp_layers"].codes)
+    trained = table.columns["mtp_layers"].spread(mtp)
     counts: list[Array | float] = list(kinds)
     if architecture.mtp_layer is not None:
         counts.append(trained)
     counts += [1.0, 1.0 + trained]
     replayed = redone.sum(axis=0) / np.maximum(runs.sum(axis=0), 1e-30)
-    total = np.zeros(table.rows)
+    everything = np.zeros(table.rows)
     weight = np.zeros(table.rows)
     for position, time in enumerate(times):
         plain = time.forward + time.backward + time.replay + time.exposed_forward + time.exposed_backward
-        total += counts[position] * (np.take(plain, layer) + replayed * np.take(time.replay_full, layer))
+        everything += counts[position] * (np.take(plain, layer) + replayed * np.take(time.replay_full, layer))
         weight += counts[position] * np.take(time.weight, layer)
-    return total, weight
+    return everything, weight
 
 
 def _message(architecture: Architecture, layers: Table) -> Array:

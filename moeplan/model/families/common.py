@@ -17,7 +17,7 @@ from moeplan.operators.norm import Norm
 
 Reader = Callable[[Fields], Architecture]
 FAMILIES: dict[str, Reader] = {}
-"""Hugging Face ``model_type`` -> the function that reads its configuration."""
+"""Readers registered so far, see ``families.FAMILIES``."""
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Spellings of the number of routed experts: a family declares one and transformers 5 may save another."""

@@ -30,7 +30,7 @@ class View:
     def test(self, name: str, predicate: Callable[[Any], bool]) -> Mask:
         """Rows whose value of column ``name`` satisfies ``predicate`` (called once per distinct value)."""
         column = self.table.columns[name]
-        return np.take(np.array([bool(predicate(level)) for level in column.levels], np.bool_), column.codes)
+        return column.spread(np.array([bool(predicate(level)) for level in column.levels], np.bool_))
 
     def equals(self, name: str, *values: Any) -> Mask:
         """Rows whose value of column ``name`` is one of ``values``."""
@@ -39,7 +39,7 @@ class View:
     def value(self, name: str, function: Callable[[Any], float]) -> Array:
         """A number per row worked out once per distinct value of column ``name``."""
         column = self.table.columns[name]
-        return np.take(np.array([float(function(level)) for level in column.levels]), column.codes)
+        return column.spread(np.array([float(function(level)) for level in column.levels]))
 
     @property
     def dp(self) -> Array:
