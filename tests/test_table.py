@@ -87,3 +87,12 @@ def test_rows_made_of_two_tables_are_rows_like_any(
         joined = taken.derived(names, lambda few: [str(few.row(position)) for position in range(few.rows)])
         told = [joined.levels[code] for code in joined.codes]
         assert told == [str({name: row[name] for name in names}) for row in expected]
+
+
+def test_rows_that_differ_in_many_columns_are_told_apart() -> None:
+    # 40 values in each of 20 columns: their combinations are more than 64 bits can number.
+    rows = [{f"c{column}": (7 * row + column) % 40 for column in range(20)} for row in range(40)]
+    table = Table.of_rows([*rows, *rows[::-1]])
+    distinct, index = table.distinct(list(rows[0]))
+    assert distinct.rows == 40
+    assert [distinct.row(int(place)) for place in index] == [*rows, *rows[::-1]]

@@ -17,6 +17,8 @@ _Value = TypeVar("_Value", bound=np.generic)
 # A lookup array of up to this many entries, or this many per row, costs less than sorting the rows (measured).
 _LOOKUP_FLOOR = 1 << 16
 _LOOKUP_PER_ROW = 16
+# Numbers that tell rows apart must fit 64 bits.
+_LARGEST = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,11 @@ class Table:
         column = Column.of(values(distinct))
         return Column(column.levels, column.stored[index], origin)
 
+    def _joined(self, digits: Sequence[_Digit]) -> _Digit:
+        """Several digits as one, which has no more values than the table has rows."""
+        rows, codes = self.distinct([name for digit in digits for name in digit.columns])
+        return _Digit(rows.rows, codes, rows.columns)
+
     def distinct(self, names: Iterable[str]) -> tuple[Table, Codes]:
         """Return the distinct rows over ``names`` and, for every row of this table, the index of its distinct row.
 
@@ -219,6 +226,9 @@ class Table:
         chosen = {name: self.columns[name] for name in names}
         digits = _digits({name: column for name, column in chosen.items() if len(column.levels) > 1}, self.rows)
         digits = [digit for digit in digits if digit.size > 1]
+        if math.prod(digit.size for digit in digits) > _LARGEST:
+            half = len(digits) // 2
+            digits = [self._joined(digits[:half]), self._joined(digits[half:])]
         code, size = np.zeros(self.rows, np.int64), 1
         for digit in digits:
             code *= digit.size
