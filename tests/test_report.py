@@ -77,7 +77,7 @@ def test_a_search_tells_every_plan_and_how_sure_it_is(width: int) -> None:
     text = shown(show_search, found, yours, width=width)
     assert found.best is not None
     assert f"{found.counts.legal:,} legal" in text
-    assert "certificate: every legal candidate was priced" in text
+    assert "certificate: every legal candidate's memory" in text
     for candidate in found.top:
         assert f"{candidate.estimate.throughput.tokens_per_s:,.0f}" in text
     gain = found.best.estimate.throughput.tokens_per_s / yours.throughput.tokens_per_s

@@ -212,7 +212,7 @@ class Certificate(Document):
     """How good the best plan is known to be."""
 
     exhaustive: bool
-    """Every legal candidate was priced."""
+    """Memory was priced for every legal candidate, time for every one that fits."""
     optimum: float | None
     """The best objective over the whole space; null when unknown."""
     gap: float | None

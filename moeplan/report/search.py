@@ -125,9 +125,12 @@ def summary(answer: SearchDocument) -> list[str]:
         f"{counts.fitting:,} fit"
     ]
     if certificate.exhaustive and answer.best is None:
-        lines.append("certificate: every legal candidate was priced, and none fits")
+        lines.append("certificate: every legal candidate's memory was priced, and none fits")
     elif certificate.exhaustive:
-        lines.append("certificate: every legal candidate was priced, so no plan of this space is better (gap 0)")
+        lines.append(
+            "certificate: every legal candidate's memory and the time of every one that fits were priced, "
+            "so no plan of this space is better (gap 0)"
+        )
     elif certificate.gap is not None:
         lines.append(f"certificate: within {100 * certificate.gap:.2f} % of the optimum")
     else:

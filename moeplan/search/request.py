@@ -189,7 +189,7 @@ class Certificate:
     """How good the best is known to be.
 
     Attributes:
-        exhaustive: Every legal candidate was priced.
+        exhaustive: Memory was priced for every legal candidate, time for every one that fits.
         optimum: The best value of the whole space, None when unknown.
         gap: 1 - best / optimum (0 when exhaustive), None when unknown.
     """
