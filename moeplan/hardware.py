@@ -82,6 +82,7 @@ class GPU(Document):
         nvlink_domain: GPUs that the fast link (NVLink, xGMI) connects; 1 for none, 72 in an NVL72 rack.
         nvlink_gb_per_s: Fast link, per GPU and direction; 0 for none.
         pcie_gb_per_s: Link to the host, per GPU and direction.
+        host_gb_per_s: Link to the host's memory, where it is not PCIe (NVLink-C2C of a superchip).
         nic_gb_per_s: Network, per GPU and direction.
         gpus_per_node: GPUs in one host.
         usd_per_hour: Price range.
@@ -104,6 +105,7 @@ class GPU(Document):
     nvlink_domain: Count = 1
     nvlink_gb_per_s: QuantityOrZero = 0.0
     pcie_gb_per_s: Quantity
+    host_gb_per_s: Quantity | None = None
     nic_gb_per_s: Quantity
     gpus_per_node: Count = 8
     usd_per_hour: PriceRange | None = None
@@ -156,6 +158,7 @@ class GPU(Document):
             nvlink_domain=domain,
             nvlink_gb_per_s=self.nvlink_gb_per_s if domain > 1 else 0.0,
             pcie_gb_per_s=self.pcie_gb_per_s,
+            host_gb_per_s=self.host_gb_per_s or self.pcie_gb_per_s,
             nic_gb_per_s=self.nic_gb_per_s,
             gpus_per_node=per_node,
             usd_per_hour=(price.low + price.high) / 2 if price is not None else math.nan,

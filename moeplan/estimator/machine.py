@@ -21,7 +21,8 @@ class Machine:
         sms: Streaming multiprocessors (compute units).
         nvlink_domain: GPUs that the fast link connects (8, 72; 1 for none).
         nvlink_gb_per_s: Fast link, per GPU and direction; 0 for none.
-        pcie_gb_per_s: Host link, per GPU and direction.
+        pcie_gb_per_s: PCIe, per GPU and direction.
+        host_gb_per_s: Link to the host's memory, per GPU and direction: PCIe, or NVLink-C2C of a superchip.
         nic_gb_per_s: Network, per GPU and direction.
         gpus_per_node: GPUs in one host.
         usd_per_hour: Rental price of one GPU, middle of the catalog's range; NaN when unknown.
@@ -41,4 +42,5 @@ class Machine:
     nic_gb_per_s: float
     gpus_per_node: int
     usd_per_hour: float
+    host_gb_per_s: float = 0.0
     board_watts: float = math.nan

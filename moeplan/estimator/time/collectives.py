@@ -74,7 +74,7 @@ class Links:
     def host_rate(self) -> float:
         """Bytes per second and direction between a GPU and its host's memory."""
         share = coefficients()["link_share"]["pcie"]["host"]
-        return self.machine.pcie_gb_per_s * 1e9 * float(share)
+        return (self.machine.host_gb_per_s or self.machine.pcie_gb_per_s) * 1e9 * float(share)
 
     def latency_s(self, span: Span) -> Array:
         """Start-up of a collective: a fixed part and one per doubling of the ranks on each level."""
@@ -105,7 +105,14 @@ class Links:
         return np.where((span.size > 1) & (payload > 0), payload / rate + fixed, 0.0)
 
     def dispatch_s(
-        self, span: Span, tokens: Array, copies: Array, row_bytes: Array, library: str, limit: Limit | None = None
+        self,
+        span: Span,
+        tokens: Array,
+        copies: Array,
+        row_bytes: Array,
+        library: str,
+        limit: Limit | None = None,
+        combine: bool = False,
     ) -> Array:
         """DeepEP's or HybridEP's exchange, which sends a token once to each domain and once to each rank in it.
 
@@ -116,11 +123,13 @@ class Links:
             row_bytes: Bytes of one token.
             library: ``deepep`` or ``hybridep``.
             limit: Groups of experts and how many of them a token may use, where routing is limited so.
+            combine: The way back, which adds up what it receives and is slower across the network.
         """
         domains = np.maximum(span.size / span.local, 1.0)
         outside = reached(domains, copies, limit) * (domains - 1) / domains
         inside = reached(span.size, copies, limit)
-        moved = np.maximum(inside / self.fast(library), outside / self.slow(library))
+        network = self.slow(library) * (coefficients()["link_share"]["nic"]["combine"] if combine else 1.0)
+        moved = np.maximum(inside / self.fast(library), outside / network)
         fixed = self.latency_s(span) + coefficients()["latency_us"][library] * 1e-6
         return np.where((span.size > 1) & (tokens > 0), tokens * row_bytes * moved + fixed, 0.0)
 
