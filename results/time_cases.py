@@ -1,7 +1,8 @@
 """The measured runs that the time model is held against, as plans.
 
-Five sources, all copied under ``tests/reference``: single-node B200 runs, NVIDIA's published throughput, dense GPT on
-A100, Mixtral-like models on A100 with natural routing, and the mappings of the parallel-folding paper on H100.
+Six sources, all copied under ``tests/reference``: single-node B200 runs, NVIDIA's published throughput, that of other
+frameworks, dense GPT on A100, Mixtral-like models on A100 with natural routing, and the mappings of the
+parallel-folding paper on H100.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Case:
         release: Software release, or an empty string.
         plan: The configuration.
         measured_s: Seconds per step; NaN where only the order counts.
+        software: Factors that tell what its software has and its plan cannot say.
     """
 
     dataset: str
@@ -44,6 +46,7 @@ class Case:
     release: str
     plan: dict[str, Any]
     measured_s: float
+    software: dict[str, float] = field(default_factory=dict)
     architecture: Architecture = field(init=False)
     machine: Machine = field(init=False)
     row: dict[str, Any] = field(init=False)
@@ -56,8 +59,9 @@ class Case:
 
     @property
     def factors(self) -> dict[str, float]:
-        """What the run's software has: fused MoE kernels came with NeMo 26.06 (see ``Pricer.eager_experts``)."""
-        return {"fused_moe": float(self.release >= "26.06")} if self.release else {}
+        """What the run's software has: the fused path of experts came with NeMo 26.06 (see ``Pricer.fused``)."""
+        found = {"fused_moe": float(self.release >= "26.06")} if self.release else {}
+        return {**found, **self.software}
 
     def tokens_per_s_per_gpu(self, step_s: float) -> float:
         """Throughput at a step time."""
@@ -88,15 +92,51 @@ def measured_b200() -> list[Case]:
 
 
 def published() -> list[Case]:
-    """``throughput_published.json``."""
+    """``throughput_published.json``: NVIDIA's runs of Megatron-Bridge."""
+    return [_published("throughput_published", item, item["plan"]["model"]) for item in load("throughput_published")]
+
+
+def never_fitted() -> list[Case]:
+    """``throughput_never_fitted.json``: more runs of the same kind, of models and GPUs that no fit has seen."""
+    found = load("throughput_never_fitted")
+    return [_published("throughput_never_fitted", item, item["plan"]["model"]) for item in found]
+
+
+def frameworks() -> list[Case]:
+    """``throughput_frameworks.json``: other software than Megatron-Bridge, each source left out as a whole.
+
+    Left out is what a plan cannot say: another port of DeepEP than the plan's exchange (Primus). NeMo AutoModel shards
+    like FSDP2 but runs Transformer Engine's kernels, which the framework of a plan stands for here.
+    """
     cases = []
-    for item in load("throughput_published"):
-        plan = item["plan"]
-        tokens = plan["batch"]["global_batch_size"] * plan["batch"]["sequence_length"] / plan["hardware"]["gpus"]
-        step = tokens / item["measured"]["tokens_per_s_per_gpu"]
-        group = f"{plan['model']} {item['release']}"
-        cases.append(Case("throughput_published", item["id"], group, plan["model"], item["release"], plan, step))
+    for item in load("throughput_frameworks"):
+        source = item["id"].split("/")[0]
+        if source == "automodel":
+            item["plan"]["framework"] = "megatron"
+        if source != "primus":
+            cases.append(_published("throughput_frameworks", item, source))
     return cases
+
+
+def _published(dataset: str, item: dict[str, Any], left_out_with: str) -> Case:
+    """A run whose throughput was published; NVIDIA's carry the release of its NeMo container."""
+    plan = item["plan"]
+    tokens = plan["batch"]["global_batch_size"] * plan["batch"]["sequence_length"] / plan["hardware"]["gpus"]
+    software = item.get("software") or {}
+    return Case(
+        dataset,
+        item["id"],
+        f"{_name(plan['model'])} {item['release']}",
+        left_out_with,
+        item["release"] if item["id"].startswith("bridge/") else "",
+        plan,
+        tokens / item["measured"]["tokens_per_s_per_gpu"],
+        {"compiled": 1.0} if software.get("compile") else {},
+    )
+
+
+def _name(model: Any) -> str:
+    return model if isinstance(model, str) else str(model.get("name") or model.get("model_type"))
 
 
 def dense_a100() -> list[Case]:
@@ -229,33 +269,9 @@ def _plan(
     }
 
 
-# TFLOPS per GPU that the abstract of arXiv:2603.07685 states for DeepSeek-V3 in MXFP8; the mapping is the one that
-# Megatron-Bridge names for these systems (tp 1, pp 4, vpp 4, ep 64, HybridEP), the batch its smallest published.
-NEVER_FITTED = (("gb200-nvl72", 1, 1048.0), ("gb300-nvl72", 2, 1233.0))
-
-
-def never_fitted() -> list[tuple[Case, float]]:
-    """Runs that no fit has seen, with their measured model TFLOPS per GPU."""
-    found = []
-    for gpu, micro, tflops in NEVER_FITTED:
-        parallel = {"pp": 4, "vpp": 4, "ep": 64, "pipeline_layout": "Et*4|(tttt|)*14tmL"}
-        plan = _plan("deepseek-v3", gpu, 256, 4096, micro, 2048, parallel)
-        plan["precision"] = "mxfp8"
-        plan["recompute"] = {"granularity": "selective", "modules": ["mla_up_proj"]}
-        plan["moe"] = {"dispatcher": "hybridep"}
-        plan["kernels"] = {"cuda_graphs": True}
-        plan["overlap"] = {"ep": True}
-        plan["optimizer"] = {"gradient_dtype": "bf16", "state_dtype": "bf16"}
-        case = Case("never fitted", f"deepseek-v3 {gpu} x256", "deepseek-v3", "deepseek-v3", "", plan, 1.0)
-        flops = model_flops_per_token(case.architecture, 4096)
-        case.measured_s = 2048 * 4096 * flops / (256 * tflops * 1e12)
-        found.append((case, tflops))
-    return found
-
-
 def all_cases() -> list[Case]:
     """Every run with a measured time."""
-    return [*measured_b200(), *published(), *dense_a100(), *natural_routing(), *folding()]
+    return [*measured_b200(), *published(), *frameworks(), *dense_a100(), *natural_routing(), *folding()]
 
 
 @dataclass

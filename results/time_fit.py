@@ -23,6 +23,8 @@ from moeplan.estimator.time.coefficients import trying
 RESIDUAL = 0.05
 """A relative error that counts as one unit of misfit."""
 
+_TRUST = {"throughput_frameworks": 0.5}
+
 
 @dataclass(frozen=True)
 class Number:
@@ -51,7 +53,12 @@ def _numbers() -> list[Number]:
         Number(("quantization", "blackwell", "mxfp8"), 0.5),
         Number(("quantization", "blackwell", "nvfp4"), 0.5),
         Number(("power", "exponent"), 0.3),
+        Number(("power", "burst"), 0.1),
         Number(("power", "superchip"), 0.1),
+        Number(("power", "superchip_bf16"), 0.2),
+        Number(("power", "ultra"), 0.2),
+        *(Number(("eager_framework", "attention", since), 0.2) for since in ("before_hopper", "since_hopper")),
+        Number(("eager_framework", "passes"), 0.4),
         Number(("eager_experts", "expert_us"), 0.7),
         Number(("host", "kernel_us"), 0.2),
         Number(("host", "arm"), 0.2),
@@ -79,6 +86,8 @@ _SHARES = (
     ("blackwell", "bf16", 0.06),
     ("blackwell", "fp8", 0.3),
     ("blackwell", "nvfp4", 0.3),
+    ("cdna3", "bf16", 0.2),
+    ("cdna3", "fp8", 0.2),
 )
 
 NUMBERS = _numbers()
@@ -96,9 +105,9 @@ def moved(prior: Mapping[str, Any], logs: NDArray[np.float64]) -> dict[str, Any]
 
 
 def weights(cases: list[time_cases.Case]) -> NDArray[np.float64]:
-    """Repeated runs of one plan count as one; datasets count by the square root of their number of plans."""
+    """Repeated runs of one plan count as one; runs whose settings are partly assumed count half."""
     repeated = Counter(_key(case) for case in cases)
-    return np.array([1 / math.sqrt(repeated[_key(case)]) for case in cases])
+    return np.array([_TRUST.get(case.dataset, 1.0) / math.sqrt(repeated[_key(case)]) for case in cases])
 
 
 def _key(case: time_cases.Case) -> tuple[Any, ...]:

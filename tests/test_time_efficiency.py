@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moeplan.estimator.machine import Machine
 from moeplan.estimator.time.efficiency import Kernels
 from moeplan.hardware import gpu_names, load_gpu
 
@@ -114,6 +116,13 @@ def test_calibration_factors_are_speeds(name: str, factor: str) -> None:
 
 
 def test_power_limits_sustained_clocks() -> None:
-    # An H100 PCIe has three quarters of the SXM's peak and half of its power.
-    sxm, pcie = (Kernels(load_gpu(name).machine(None), {}) for name in ("h100-sxm-80gb", "h100-pcie-80gb"))
-    assert pcie.share("bf16") < sxm.share("bf16")
+    sxm, pcie = (load_gpu(name).machine(None) for name in ("h100-sxm-80gb", "h100-pcie-80gb"))
+
+    def sustained(machine: Machine) -> float:
+        kernels = Kernels(machine, {})
+        return kernels.share("bf16") * kernels.peak("bf16")
+
+    # Less power slows a GPU, by less than the power that it lost.
+    assert 5 / 7 < sustained(replace(sxm, board_watts=500.0)) / sustained(sxm) < 1
+    # An H100 PCIe has half of the SXM's power and 114 of its 132 multiprocessors.
+    assert 0.5 < sustained(pcie) / sustained(sxm) < 114 / 132

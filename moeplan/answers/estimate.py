@@ -247,7 +247,7 @@ def _uncertainty(
     explanation: Explanation, machine: Machine, plan: Plan, calibration: Calibration | None
 ) -> Uncertainty:
     """The range of the step time and the throughput, from errors on runs that the model had not seen."""
-    low, high = uncertainty(machine, plan.precision, calibration is not None)
+    low, high = uncertainty(machine, plan.precision, plan.framework, calibration is not None)
     source = f"cross-validated error on measured runs of {machine.generation} GPUs"
     expected = calibration.expected_error() if calibration is not None else None
     if expected is not None:

@@ -82,6 +82,28 @@ def _holds(table: Table, name: str, item: str) -> Array:
     return of_levels(table, name, lambda level: float(item in (level or ())))
 
 
+CUT_COLUMNS: tuple[str, ...] = ("tp", "ep", "etp", "framework", "precision")
+"""Columns that weight shapes depend on: far fewer than those of activations, so far fewer distinct rows."""
+
+
+def cut_of(table: Table) -> Shard:
+    """The shard as weights see it; ``table`` needs :data:`CUT_COLUMNS` only."""
+    tp = table["tp"]
+    one = np.ones_like(tp)
+    return Shard(
+        tp=tp,
+        cp=one,
+        ep=table["ep"],
+        etp=table["etp"],
+        micro_batch_size=one,
+        sequence_length=one,
+        values={
+            "vocabulary_multiple": vocabulary_multiple(table),
+            "parameter_bytes": of_levels(table, "precision", lambda name: precision(name).parameter),
+        },
+    )
+
+
 def shard_of(table: Table) -> Shard:
     """Build the shard of every row of ``table``, which must hold :data:`SHARD_COLUMNS`; arrays have shape (rows,).
 

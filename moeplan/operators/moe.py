@@ -202,6 +202,9 @@ class MoE:
             # (Megatron-LM moe/experts.py, _apply_bias): four accesses forward, three backward.
             outputs = received * (rows + width) * shard.value("activation_bytes", 2.0)
             found.append(Traffic("experts.bias", 4.0 * outputs, 3.0 * outputs, 4.0, "expert", ("moe",)))
+            # Clamped outside of the fused activation: two clamps and a concatenation, read and written, and backward
+            # through each (Megatron-LM core/fusions/fused_bias_geglu.py, weighted_bias_quick_geglu_impl).
+            found.append(Traffic("experts.clamp", 8.0 * inner, 10.0 * inner, 3.0, "expert", ("moe", "moe_act")))
         return found
 
     def held(self, shard: Shard) -> Array:

@@ -14,8 +14,7 @@ from moeplan.estimator.memory import stage_memory
 from moeplan.estimator.memory.buffers import outside_terms, stage_buffers, workspaces
 from moeplan.estimator.memory.layers import walk
 from moeplan.estimator.memory.parts import live_parts
-from moeplan.estimator.memory.states import cut_of
-from moeplan.estimator.shard import shard_of
+from moeplan.estimator.shard import cut_of, shard_of
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Column, Table
 from moeplan.model.architecture import Architecture, Layer

@@ -10,15 +10,14 @@ import numpy as np
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.memory.buffers import optimizer_temporaries, sharding_buffers, workspaces
 from moeplan.estimator.memory.states import (
-    CUT_COLUMNS,
     STATE_COLUMNS,
     Held,
-    cut_of,
     data_parallel,
     dummy_gradients,
     elements,
     state_bytes,
 )
+from moeplan.estimator.shard import CUT_COLUMNS, cut_of
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Codes, Table
 from moeplan.operators.base import Array

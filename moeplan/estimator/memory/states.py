@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeplan.estimator.precision import GRADIENT_BYTES, OPTIMIZER_MOMENTS, STATE_BYTES, precision, weight_copies
-from moeplan.estimator.shard import of_levels, vocabulary_multiple
+from moeplan.estimator.shard import cut_of, of_levels
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Table
 from moeplan.model.architecture import Layer
@@ -45,28 +45,6 @@ class Elements:
     dense_gemm: Array
     dense_other: Array
     largest: Array
-
-
-CUT_COLUMNS: tuple[str, ...] = ("tp", "ep", "etp", "framework", "precision")
-"""Columns that weight shapes depend on: far fewer than those of activations, so far fewer distinct rows."""
-
-
-def cut_of(table: Table) -> Shard:
-    """The shard as weights see it; ``table`` needs :data:`CUT_COLUMNS` only."""
-    tp = table["tp"]
-    one = np.ones_like(tp)
-    return Shard(
-        tp=tp,
-        cp=one,
-        ep=table["ep"],
-        etp=table["etp"],
-        micro_batch_size=one,
-        sequence_length=one,
-        values={
-            "vocabulary_multiple": vocabulary_multiple(table),
-            "parameter_bytes": of_levels(table, "precision", lambda name: precision(name).parameter),
-        },
-    )
 
 
 def elements(parts: Sequence[Layer], shard: Shard) -> Elements:

@@ -62,6 +62,9 @@ def detail(
     runs = stages.runs[stages.index[0], terms.stage[0]] * m
     operators = _weighted(times, runs, "operators")
     communication = _weighted(times, runs, "groups")
+    # The exchange of the first and last micro batches, which have no other to hide behind.
+    unpaired = float(terms.inside[0]) - sum(communication.values())
+    communication["ep"] = communication.get("ep", 0.0) + unpaired
     communication["pp"] = float(terms.neighbours[0])
     communication["dp"] = float(terms.once[0])
     recompute = float(terms.compute[0]) - sum(operators.values())

@@ -26,6 +26,9 @@ from moeplan.operators.base import Array
 
 TILE = 128.0 * 128.0
 
+_BEFORE_HOPPER = ("volta", "turing", "ampere", "ada")
+_BLACKWELL_ULTRA = 103
+
 # What the best published GEMMs reach of a dense peak when power does not limit them (operator_efficiency.json: 0.80).
 _MOST_SUSTAINED = 0.85
 
@@ -70,22 +73,45 @@ class Kernels:
         fitted = of_generation("gemm_share", self.machine.generation)
         # Block scaling runs on the same tensor cores at the same rate: MXFP8 differs in what quantization costs.
         kind = "fp8" if kind == "mxfp8" and kind not in fitted else kind
+        # 16-bit products of racks beat those of the B200 that the share was measured on by more than power explains.
+        wide = coefficients()["power"]["superchip_bf16"] if kind in ("bf16", "fp16") and self._superchip else 1.0
         # A GPU with power to spare for its arithmetic (H20) reaches its peak's limit, not more.
-        return min(float(fitted.get(kind, fitted["bf16"])) * self.power(), _MOST_SUSTAINED)
+        return min(float(fitted.get(kind, fitted["bf16"])) * self.power() * wide, _MOST_SUSTAINED)
+
+    @property
+    def _superchip(self) -> bool:
+        return self.machine.nvlink_domain > 8
 
     def power(self) -> float:
-        """Sustained clocks: board power per peak FLOP over that of the GPU the share was fitted on."""
+        """Sustained share of the peak over that of the GPU that the share was fitted on.
+
+        Power limits what a large GEMM sustains, so the FLOP/s of a multiprocessor follow a power of its watts, whatever
+        clock the peak is stated at (torchtitan's published runs: an H100 at 500 W loses a tenth, not two sevenths).
+        """
         data = coefficients()["power"]
         reference = data["reference"].get(self.machine.generation)
         if math.isnan(self.machine.board_watts) or reference is None:
             return 1.0
-        ratio = self.machine.board_watts / reference["watts"] / (self.peak("bf16") / (reference["tflops"] * 1e12))
-        # Superchips share their power budget with the host processor beside them.
-        shared = float(data["superchip"]) if self.machine.nvlink_domain > 8 else 1.0
-        return shared * float(ratio ** data["exponent"])
+        units = self.machine.sms / reference["sms"]
+        watts = (self.machine.board_watts / reference["watts"] / units) ** data["exponent"]
+        clocks = self.peak("bf16") / (reference["tflops"] * 1e12) / units
+        # Superchips share their power budget with the host processor beside them; Blackwell Ultra does more per watt.
+        shared = float(data["superchip"]) if self._superchip else 1.0
+        if self.machine.compute_capability == _BLACKWELL_ULTRA:
+            shared *= float(data["ultra"])
+        return shared * float(watts / clocks)
 
     def gemm_s(
-        self, m: Array, n: Array, k: Array, groups: Array, kind: str, section: str, moved: Array, weight: bool = False
+        self,
+        m: Array,
+        n: Array,
+        k: Array,
+        groups: Array,
+        kind: str,
+        section: str,
+        moved: Array,
+        weight: bool = False,
+        burst: bool = False,
     ) -> Array:
         """Seconds of ``groups`` products ``[m, k] x [k, n]`` in precision ``kind``.
 
@@ -98,16 +124,23 @@ class Kernels:
             section: ``gemm`` or ``grouped_gemm``: which fitted shape terms hold.
             moved: Bytes read and written in all.
             weight: A weight gradient, which also accumulates into the gradient buffer.
+            burst: A 16-bit product of a low-precision run: between products that draw less power it runs at higher
+                clocks (the measured B200 shapes lie in two regimes, 1,090 and 1,430 TFLOPS).
         """
         shape = of_generation(section, self.machine.generation)
         peak = self.peak(kind)
         depth = shape["depth"] * peak / self.peak("bf16")
-        share = self.share(kind) * shape["share"] * (shape["weight_gradient"] if weight else 1.0) * self.speed("gemm")
+        sustained = self.share(kind)
+        if burst:
+            sustained = min(sustained * float(coefficients()["power"]["burst"]), _MOST_SUSTAINED)
+        share = sustained * shape["share"] * (shape["weight_gradient"] if weight else 1.0) * self.speed("gemm")
         tiles = 1 + shape["wave"] * self.machine.sms * TILE / np.maximum(m * n, 1.0)
         arithmetic = 2 * m * n * k * groups / (peak * share) * (1 + depth / np.maximum(k, 1.0)) * tiles
         return np.maximum(arithmetic, moved / self.memory_rate("gemm")) + self.launch_s
 
-    def attention_s(self, flops: Array, blocks: Array, qk_dim: float, backward: bool) -> Array:
+    def attention_s(
+        self, flops: Array, blocks: Array, qk_dim: float, backward: bool, eager: Array | float = 0.0
+    ) -> Array:
         """Seconds of attention.
 
         Args:
@@ -115,10 +148,14 @@ class Kernels:
             blocks: Blocks of 128 queries times heads, which multiprocessors share.
             qk_dim: Width of a head: wider than 128 spills registers.
             backward: The backward kernel.
+            eager: 1 where PyTorch's own attention runs (FlashAttention-2, which uses no instruction newer than
+                Ampere's) instead of cuDNN's.
         """
         shape = of_generation("attention_backward" if backward else "attention_forward", self.machine.generation)
         share = shape["share"] * (shape["wide"] if qk_dim > 128 else 1.0) * self.speed("attention")
         share *= min(1.0, (qk_dim / 128) ** shape["narrow"])
+        since = "before_hopper" if self.machine.generation in _BEFORE_HOPPER else "since_hopper"
+        share = share * (1 - eager * (1 - coefficients()["eager_framework"]["attention"][since]))
         tail = 1 + shape["wave"] * self.machine.sms / np.maximum(blocks, 1.0)
         seconds: Array = flops / (self.peak("bf16") * share * self.power()) * tail + shape["launch_us"] * 1e-6
         return seconds

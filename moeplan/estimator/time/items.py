@@ -9,7 +9,7 @@ import numpy as np
 
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.precision import precision
-from moeplan.estimator.shard import SHARD_COLUMNS, shard_of
+from moeplan.estimator.shard import SHARD_COLUMNS, of_levels, shard_of
 from moeplan.estimator.table import Table
 from moeplan.estimator.time.coefficients import coefficients, of_generation
 from moeplan.estimator.time.collectives import Limit, Links, Span
@@ -17,6 +17,10 @@ from moeplan.estimator.time.efficiency import Kernels
 from moeplan.model.architecture import Architecture
 from moeplan.operators.base import Array, Shard
 from moeplan.operators.work import AttentionCore, Collective, Gemm, Scan, Traffic
+
+_CASTS: Mapping[str, float] = {"fp8": 3.0, "mxfp8": 1.0, "nvfp4": 3.0}
+"""Kernels that quantize one input of an expert (Transformer Engine's quantizers): one with block scales; with a scale
+per tensor its largest element first and a transpose after."""
 
 TIME_COLUMNS: tuple[str, ...] = (*SHARD_COLUMNS, "overlap_tp", "overlap_ep", "gradient_dtype")
 """Columns that the time of one layer depends on."""
@@ -64,26 +68,51 @@ class Pricer:
         if pattern in ("stream", "expert"):
             # Hugging Face's modules run operation by operation: an RMSNorm alone is five kernels over fp32 copies
             # (transformers, LlamaRMSNorm.forward), a rotary embedding six.
-            passes = passes * (1 + self.shard.value("eager") * (data["eager_framework"]["passes"] - 1))
+            passes = passes * (1 + self.unfused() * (data["eager_framework"]["passes"] - 1))
         return passes
 
-    def eager_experts(self) -> Array:
-        """1 where experts run eagerly, 0 where one fused path replays them under CUDA graphs.
+    def unfused(self) -> Array:
+        """1 where layers run operation by operation, 0 where Transformer Engine or torch.compile fuses them.
 
-        The fused path (grouped MLP with quantization and activation inside, buffers of fixed size, full-iteration
-        graphs) exists for MXFP8 on Blackwell with HybridEP since NeMo 26.06 (Megatron-LM ``moe_paged_stash``,
-        ``use_transformer_engine_op_fuser``). A plan does not tell its software: the factor ``fused_moe`` does, 1 for
-        software that has it and 0 for software before; untold, it is the share of published runs that had it, and the
-        uncertainty covers both.
+        A plan does not tell whether its framework compiles layers: the factor ``compiled`` does.
         """
-        fused = (
+        return self.shard.value("eager") * (1.0 - float(self.kernels.factors.get("compiled", 0.0)))
+
+    def fusible(self) -> Array:
+        """1 where software since NeMo 26.06 has a fused path of its own, with the whole step in one CUDA graph.
+
+        MXFP8 on Blackwell with HybridEP (Megatron-Bridge perf_recipes/qwen/common.py,
+        ``_enable_hybridep_full_iteration_mxfp8``).
+        """
+        return np.asarray(
             (self.machine.generation == "blackwell")
             * _level(self.table, "precision", "mxfp8")
             * self.shard.value("dispatcher.hybridep")
             * self.shard.value("cuda_graphs")
         )
+
+    def fused(self) -> Array:
+        """How much of the fused path a row's software has: 0 to 1.
+
+        On that path experts are one fused grouped MLP with buffers of fixed size (``moe_paged_stash``,
+        ``use_transformer_engine_op_fuser``) and the exchange runs beside computation. A plan does not tell its
+        software: the factor ``fused_moe`` does, 1 for software that has the path and 0 for software before; untold, it
+        is the share of published runs that had it, and the uncertainty covers both.
+        """
         untold = float(coefficients()["eager_experts"]["fused_by_default"])
-        return np.asarray(1.0 - fused * float(self.kernels.factors.get("fused_moe", untold)))
+        return self.fusible() * float(self.kernels.factors.get("fused_moe", untold))
+
+    def eager_experts(self) -> Array:
+        """1 where the host launches experts one by one, 0 where the fused path replays them."""
+        return np.asarray(1.0 - self.fused())
+
+    def overlapped_exchange(self) -> Array:
+        """1 where the expert exchange of one micro batch runs beside the computation of another.
+
+        Software before the fused path graphed layers one by one, without it (Megatron-Bridge
+        scripts/performance/configs/qwen: ``moe_a2a_overlap`` is off wherever HybridEP and graphs are on).
+        """
+        return np.where(self.fusible() > 0, self.fused(), 1.0) * (self.table["overlap_ep"] > 0)
 
     def host_pace(self) -> float:
         """Host time over that of an x86 host: the Arm host of superchips (racks of 72) launches more slowly."""
@@ -91,16 +120,23 @@ class Pricer:
         slow = float(coefficients()["host"]["arm"]) if arm else 1.0
         return slow * float(self.kernels.factors.get("host_overhead", 1.0))
 
-    def wait_s(self, local_experts: Array) -> Array:
-        """Seconds per pass that eager experts wait for the host.
+    def waits_s(self, local_experts: Array, forward: Array, backward: Array) -> tuple[Array, Array]:
+        """Seconds that eager experts wait for the host in forward and in backward.
 
-        One round trip for the number of tokens per expert, then per local expert its GEMMs, twice as many kernels where
-        inputs are quantized too.
+        One round trip for the number of tokens per expert; then the host launches each local expert's products and the
+        kernels that quantize their inputs, and sets the pace where it is slower than they run.
+
+        Args:
+            local_experts: Experts of the rank.
+            forward: Kernel seconds of all local experts in forward.
+            backward: The same in backward, which launches half as many kernels again.
         """
         data = coefficients()["eager_experts"]
-        kernels = 1.0 + self.shard.value("low_precision")
-        wait = (data["wait_us"] + data["expert_us"] * local_experts * kernels) * 1e-6
-        return np.asarray(wait * self.eager_experts() * self.host_pace())
+        pace = self.eager_experts() * self.host_pace() * 1e-6
+        quantizing = of_levels(self.table, "precision", lambda name: _CASTS.get(precision(name).compute, 0.0))
+        launch = data["expert_us"] * local_experts * (1.0 + quantizing) * pace
+        trip = data["wait_us"] * pace
+        return trip + rounded_max(forward, launch) - forward, trip + rounded_max(backward, 1.5 * launch) - backward
 
     def _gemm(self, item: Gemm) -> tuple[Array, Array, Array]:
         m, n, k, groups = item.tokens, item.outputs, item.inputs, item.groups
@@ -117,9 +153,11 @@ class Pricer:
             price = (groups, kind, section)
             inputs, weights, outputs = groups * m * k, groups * n * k, groups * m * n
             chosen = column.codes == code
-            first = self.kernels.gemm_s(m, n, k, *price, (inputs + weights) * size + outputs * wide)
-            data = self.kernels.gemm_s(m, k, n, *price, (outputs + weights) * size + inputs * wide)
-            grad = self.kernels.gemm_s(k, n, m, *price, (inputs + outputs) * size + weights * gradient, weight=True)
+            burst = bool(precision(name).low) and not item.quantized
+            first = self.kernels.gemm_s(m, n, k, *price, (inputs + weights) * size + outputs * wide, burst=burst)
+            data = self.kernels.gemm_s(m, k, n, *price, (outputs + weights) * size + inputs * wide, burst=burst)
+            summed = (inputs + outputs) * size + weights * gradient
+            grad = self.kernels.gemm_s(k, n, m, *price, summed, weight=True, burst=burst)
             cast, cast_back = self._quantization(name, inputs, outputs, wide) if item.quantized else (0.0, 0.0)
             # The fused path of experts quantizes inside the kernels before.
             apart = self.eager_experts() if item.grouped else 1.0
@@ -149,9 +187,10 @@ class Pricer:
     def _attention(self, item: AttentionCore) -> tuple[Array, Array, Array]:
         pairs = item.sequences * item.heads * item.queries * item.keys
         flops = 2 * pairs * (item.qk_dim + item.v_dim)
+        eager = self.shard.value("eager")
         blocks = item.sequences * item.heads * item.queries / 128
-        forward = self.kernels.attention_s(flops, blocks, item.qk_dim, backward=False)
-        backward = self.kernels.attention_s(2.5 * flops, blocks, item.qk_dim, backward=True)
+        forward = self.kernels.attention_s(flops, blocks, item.qk_dim, backward=False, eager=eager)
+        backward = self.kernels.attention_s(2.5 * flops, blocks, item.qk_dim, backward=True, eager=eager)
         zero = np.zeros(self.table.rows)
         return zero + forward, zero + backward, zero
 
@@ -177,7 +216,9 @@ class Pricer:
             if np.any(chosen):
                 tokens = np.where(item.payload > 0, item.tokens, 0.0)
                 seconds = np.where(
-                    chosen, self.links.dispatch_s(span, tokens, item.copies, row, library, self.limit), seconds
+                    chosen,
+                    self.links.dispatch_s(span, tokens, item.copies, row, library, self.limit, item.name == "combine"),
+                    seconds,
                 )
         return np.asarray(seconds)
 
@@ -209,6 +250,19 @@ def _per_micro_batch(shard: Shard) -> Shard:
     seen = np.maximum(shard.micro_batch_size * shard.ep * shard.etp / (shard.tp * shard.cp), 1.0)
     excess = np.maximum(shard.value("load_imbalance", 1.0) - 1.0, 0.0) * np.sqrt(np.maximum(enough / seen, 1.0))
     return replace(shard, values={**shard.values, "load_imbalance": 1.0 + excess})
+
+
+def rounded_max(device: Array, host: Array) -> Array:
+    """The slower of device and host.
+
+    Within a layer now one and now the other sets the pace, so it is rounded: a norm of order 6, 12 % above either
+    where both take the same time.
+    """
+    slow = np.maximum(np.maximum(device, host), 1e-30)
+    # Written out: repeated products are exact to the same bits wherever a row lies, powers need not be.
+    square_d, square_h = (device / slow) ** 2, (host / slow) ** 2
+    norm = slow * np.cbrt(np.sqrt(square_d * square_d * square_d + square_h * square_h * square_h))
+    return np.asarray(np.maximum(norm, device))
 
 
 def _level(table: Table, name: str, value: object) -> Array:

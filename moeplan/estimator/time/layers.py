@@ -12,7 +12,7 @@ from moeplan.estimator.shard import OFFLOAD_MODULES
 from moeplan.estimator.table import Codes, Column, Table
 from moeplan.estimator.time.coefficients import coefficients
 from moeplan.estimator.time.collectives import Limit
-from moeplan.estimator.time.items import TIME_COLUMNS, Pricer
+from moeplan.estimator.time.items import TIME_COLUMNS, Pricer, rounded_max
 from moeplan.model.architecture import Layer, Operator
 from moeplan.operators.attention import Attention, LatentAttention
 from moeplan.operators.base import Array, Shard
@@ -129,6 +129,7 @@ def operator_time(pricer: Pricer, operator: Operator) -> OperatorTime:
     total = OperatorTime.nothing(pricer.table.rows)
     shard = pricer.shard
     full = shard.value("recompute.full")
+    experts = np.zeros(pricer.table.rows), np.zeros(pricer.table.rows)
     for item in operator.work(shard):
         replayed = _replayed(item, shard)
         if isinstance(item, Collective):
@@ -150,14 +151,16 @@ def operator_time(pricer: Pricer, operator: Operator) -> OperatorTime:
         total.replay += replayed * forward
         total.replay_full += full * forward
         total.launches += _launches(item)
+        if item.name.startswith("experts."):
+            experts = (experts[0] + forward, experts[1] + backward)
         if item.name == "core_attention":
             total.attention += forward
         total.named[item.name] = total.named.get(item.name, 0.0) + forward + backward
     if isinstance(operator, MoE):
-        wait = pricer.wait_s(operator.local_experts(shard))
-        total.forward += wait
-        total.backward += wait
-        total.named["experts.wait"] = np.zeros(pricer.table.rows) + 2 * wait
+        first, second = pricer.waits_s(operator.local_experts(shard), *experts)
+        total.forward += first
+        total.backward += second
+        total.named["experts.wait"] = np.zeros(pricer.table.rows) + first + second
     return total
 
 
@@ -173,6 +176,7 @@ class LayerTime:
         replay_full: The same under full recomputation.
         exposed_forward: Communication in forward that nothing hides.
         exposed_backward: The same in backward.
+        hidden: Expert exchange, forward and backward, that another micro batch hides.
         operators: Kernel seconds (forward plus backward) by item; only where asked for.
         groups: Exposed communication by group.
     """
@@ -184,6 +188,7 @@ class LayerTime:
     replay_full: Array
     exposed_forward: Array
     exposed_backward: Array
+    hidden: Array
     operators: dict[str, Array]
     groups: dict[str, Array]
 
@@ -307,11 +312,14 @@ def _settled(pricer: Pricer, time: OperatorTime, offloaded: Array) -> LayerTime:
         named["host"] = (forward - time.forward) + (backward - time.backward)
     exposed_forward, exposed_backward = np.zeros_like(forward), np.zeros_like(forward)
     groups = {}
+    hidden = np.zeros_like(forward)
     for group, sent in time.sent.items():
         first, second = _exposed(pricer, group, sent, time, (forward, backward))
         exposed_forward += first
         exposed_backward += second
         groups[group] = first + second
+        if group == "ep":
+            hidden = sent[0] + sent[1] + sent[2] - first - second
     if np.any(offloaded > 0):
         wire, memory = offloaded / pricer.links.host_rate, offloaded / pricer.kernels.memory_rate("stream")
         first, second = (np.maximum(wire - kernels, 0.0) + memory for kernels in (forward, backward))
@@ -326,22 +334,15 @@ def _settled(pricer: Pricer, time: OperatorTime, offloaded: Array) -> LayerTime:
         time.replay_full,
         exposed_forward,
         exposed_backward,
+        hidden,
         named,
         groups,
     )
 
 
 def _paced(device: Array, host: Array, eager: Array) -> Array:
-    """Kernels at the host's pace where CUDA graphs do not replay them.
-
-    Within a layer now the device and now the host sets the pace, so the slower of the two is rounded: a norm of order
-    6, 12 % above either where both take the same time.
-    """
-    slow = np.maximum(np.maximum(device, host), 1e-30)
-    # Written out: repeated products are exact to the same bits wherever a row lies, powers need not be.
-    square_d, square_h = (device / slow) ** 2, (host / slow) ** 2
-    norm = slow * np.cbrt(np.sqrt(square_d * square_d * square_d + square_h * square_h * square_h))
-    return np.where(eager, np.maximum(norm, device), device)
+    """Kernels at the host's pace where CUDA graphs do not replay them."""
+    return np.where(eager, rounded_max(device, host), device)
 
 
 def _exposed(
@@ -362,7 +363,7 @@ def _exposed(
         both = kernels[0] + kernels[1]
         whole = forward + backward
         kept = np.maximum(whole - both, 0.0) + rules["ep_exposed"] * np.minimum(whole, both)
-        ratio = np.where(pricer.table["overlap_ep"] > 0, kept / np.maximum(whole, 1e-12), 1.0)
+        ratio = 1 - pricer.overlapped_exchange() * (1 - kept / np.maximum(whole, 1e-12))
         return forward * ratio, backward * ratio
     if group == "cp":
         # The ring passes the next block beside the attention of this one; backward's attention takes longer.

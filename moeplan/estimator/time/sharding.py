@@ -9,13 +9,13 @@ import numpy as np
 
 from moeplan.estimator.machine import Machine
 from moeplan.estimator.precision import GRADIENT_BYTES, OPTIMIZER_MOMENTS, STATE_BYTES, precision
-from moeplan.estimator.shard import of_levels
+from moeplan.estimator.shard import CUT_COLUMNS, cut_of, of_levels
 from moeplan.estimator.stages import Structure
 from moeplan.estimator.table import Codes, Column, Table
 from moeplan.estimator.time.coefficients import coefficients
 from moeplan.estimator.time.collectives import Links
 from moeplan.estimator.time.efficiency import Kernels
-from moeplan.operators.base import Array, Shard
+from moeplan.operators.base import Array
 
 STEP_COLUMNS: tuple[str, ...] = (
     "gpus",
@@ -24,6 +24,7 @@ STEP_COLUMNS: tuple[str, ...] = (
     "cp",
     "ep",
     "etp",
+    "framework",
     "precision",
     "optimizer",
     "sharding",
@@ -86,9 +87,8 @@ def step_work(
 
 def _elements(structure: Structure, table: Table) -> tuple[Array, Array]:
     """Dense and expert parameters on the fullest stage; shape (rows,)."""
-    cuts, index = table.distinct(("tp", "ep", "etp"))
-    ones = np.ones(cuts.rows)
-    shard = Shard(cuts["tp"], ones, cuts["ep"], cuts["etp"], ones, ones, {})
+    cuts, index = table.distinct(CUT_COLUMNS)
+    shard = cut_of(cuts)
     counted = np.zeros((2, cuts.rows, len(structure.parts)))
     for position, part in enumerate(structure.parts):
         for weight in part.weights(shard):
@@ -117,7 +117,13 @@ def _optimizer_s(kernels: Kernels, table: Table, owned: Array, held: Array, grad
     offloaded = np.clip(table["offload_fraction"], 0.0, 1.0)
     rate = kernels.memory_rate("optimizer")
     device = (owned * (1 - offloaded) * per_owned + held * per_held) / rate
-    pcie = kernels.machine.pcie_gb_per_s * 1e9 * coefficients()["link_share"]["pcie"]["host"]
-    host = owned * offloaded * (np.maximum(gradient, 2.0) / pcie + per_owned / (data["host_gb_per_s"] * 1e9))
+    host = (
+        owned
+        * offloaded
+        * (
+            np.maximum(gradient, 2.0) / Links(kernels.machine, kernels.factors).host_rate
+            + per_owned / (data["host_gb_per_s"] * 1e9)
+        )
+    )
     seconds: Array = device + host + data["fixed_ms"] * 1e-3
     return seconds

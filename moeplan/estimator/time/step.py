@@ -99,13 +99,23 @@ def step_terms(
     m = micro_batches(table)
     return StepTerms(
         compute=np.take(stages.compute, stage_of) * m,
-        inside=np.take(stages.exposed, stage_of) * m,
+        inside=np.take(stages.exposed, stage_of) * m
+        + np.take(stages.hidden, stage_of) * np.minimum(_unpaired(table), m),
         neighbours=_neighbours_s(machine, table, stages, stage_of, m, factors),
         once=_once_per_step_s(table, stages, stage_of, work, work_of, m),
         bubble=np.where(table["pp"] > 1, np.take(stages.bubble, stage_of), 0.0),
         optimizer=np.take(work.optimizer, work_of),
         stage=np.take(stages.slowest, stage_of),
     )
+
+
+def _unpaired(table: Table) -> Array:
+    """Micro batches whose expert exchange finds no other to hide behind: those that fill the pipeline, and one more.
+
+    On the last stage of an interleaved pipeline (VPP-1) PP chunks of VPP to a micro batch run forward alone.
+    """
+    vpp = np.maximum(table["vpp"], 1.0)
+    return np.asarray(((vpp - 1) * table["pp"] + 1) / vpp)
 
 
 _ALWAYS = ("backward", "replay", "exposed_forward", "exposed_backward")
@@ -118,6 +128,7 @@ class _Stages:
     Attributes:
         compute: Kernels, replays included.
         exposed: Exposed communication inside layers.
+        hidden: Expert exchange inside layers that another micro batch hides.
         forward: Kernels of forward: what gathered parameters hide behind.
         backward: Kernels of backward: what reduced gradients hide behind.
         bubble: Idle seconds over the whole step.
@@ -128,6 +139,7 @@ class _Stages:
 
     compute: Array
     exposed: Array
+    hidden: Array
     forward: Array
     backward: Array
     bubble: Array
@@ -194,6 +206,7 @@ def _stages(
     found = _Stages(
         compute=(forward + backward) * half,
         exposed=exposed * half,
+        hidden=fold("hidden", runs) * half,
         forward=forward * half,
         backward=backward * half,
         bubble=bubble,
