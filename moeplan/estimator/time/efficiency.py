@@ -27,7 +27,6 @@ from moeplan.operators.base import Array
 TILE = 128.0 * 128.0
 
 _BEFORE_HOPPER = ("volta", "turing", "ampere", "ada")
-_BLACKWELL_ULTRA = 103
 
 # What the best published GEMMs reach of a dense peak when power does not limit them (operator_efficiency.json: 0.80).
 _MOST_SUSTAINED = 0.85
@@ -86,19 +85,19 @@ class Kernels:
         """Sustained share of the peak over that of the GPU that the share was fitted on.
 
         Power limits what a large GEMM sustains, so the FLOP/s of a multiprocessor follow a power of its watts, whatever
-        clock the peak is stated at (torchtitan's published runs: an H100 at 500 W loses a tenth, not two sevenths).
+        clock the peak is stated at: weakly on Hopper (torchtitan's published runs: an H100 at 500 W loses a tenth, not
+        two sevenths), about in proportion on Blackwell (NVIDIA's runs on boards of 1,000 to 1,400 W).
         """
         data = coefficients()["power"]
         reference = data["reference"].get(self.machine.generation)
         if math.isnan(self.machine.board_watts) or reference is None:
             return 1.0
         units = self.machine.sms / reference["sms"]
-        watts = (self.machine.board_watts / reference["watts"] / units) ** data["exponent"]
+        exponent = data["exponent"].get(self.machine.generation, data["exponent"]["default"])
+        watts = (self.machine.board_watts / reference["watts"] / units) ** exponent
         clocks = self.peak("bf16") / (reference["tflops"] * 1e12) / units
-        # Superchips share their power budget with the host processor beside them; Blackwell Ultra does more per watt.
+        # Superchips share their power budget with the host processor beside them.
         shared = float(data["superchip"]) if self._superchip else 1.0
-        if self.machine.compute_capability == _BLACKWELL_ULTRA:
-            shared *= float(data["ultra"])
         return shared * float(watts / clocks)
 
     def gemm_s(

@@ -308,14 +308,14 @@ def _neighbours_s(
     """Exposed messages between stages: two per micro batch and virtual stage.
 
     The plain schedule waits for each (Megatron's ``send_forward_recv_backward``); the interleaved one overlaps them
-    with computation (``overlap_p2p_comm``), which leaves the interference.
+    with computation (``overlap_p2p_comm``), which leaves the fitted share ``p2p_exposed``.
     """
     pp = table["pp"]
     links = Links(machine, factors)
     span = links.span(pp, table["gpus"] / pp)
     message = links.neighbour_s(span, np.take(stages.message, stage_of))
     virtual = np.take(stages.virtual, stage_of)
-    exposed = np.where(virtual > 1, coefficients()["overlap"]["interference"] * virtual, 1.0)
+    exposed = np.where(virtual > 1, coefficients()["overlap"]["p2p_exposed"] * virtual, 1.0)
     return np.where(pp > 1, 2.0 * m * message * exposed, 0.0)
 
 
