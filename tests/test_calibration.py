@@ -165,6 +165,27 @@ def test_runs_in_all_their_forms(tmp_path: Path) -> None:
     assert any("1 of 3 runs have no measurement" in line for line in fitted.warnings)
 
 
+def test_what_runs_say_of_their_software_holds_for_what_they_calibrate(tmp_path: Path) -> None:
+    fusible = plan("qwen3-30b-a3b", **{"parallel.ep": 8, "moe.dispatcher": "hybridep", "kernels.cuda_graphs": True})
+    fusible |= {"hardware": {"gpu": "gb200-nvl72", "gpus": 8}, "precision": "mxfp8"}
+    measured = {"plan": fusible, "measured": {"step_s": 2.0}}
+    path = tmp_path / "runs.yaml"
+    path.write_text(json.dumps({"software": {"fused_moe": True}, "runs": [measured, measured]}))
+    fitted = calibrate(path).calibration
+    assert fitted.software == {"fused_moe": 1.0}
+    told, untold = (
+        moeplan.estimate(fusible, calibration=calibration(factors={}, software=software)).time.step_s
+        for software in (fitted.software, {})
+    )
+    assert told < untold
+    # Runs of different software: the file says only what they share.
+    other = {**measured, "software": {"fused_moe": False}}
+    path.write_text(json.dumps({"software": {"fused_moe": 1, "compiled": 0}, "runs": [measured, other]}))
+    fitted = calibrate(path).calibration
+    assert fitted.software == {"compiled": 0.0}
+    assert any("different software" in line for line in fitted.warnings)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -180,6 +201,9 @@ def test_runs_in_all_their_forms(tmp_path: Path) -> None:
         ("- {plan: {model: llama-3-8b}, measured: {step_s: 1}}", "hardware"),
         ("- {plan: nowhere.yaml, measured: {step_s: 1}}", "nowhere.yaml"),
         ("- {plan: {model: llama-3-8b, hardware: {gpu: h100, gpus: 8}}, measured: {}}", "none has a measurement"),
+        ("{software: {fused: 1}, runs: [{plan: {}, measured: {}}]}", "did you mean 'fused_moe'"),
+        ("{software: {fused_moe: 2}, runs: [{plan: {}, measured: {}}]}", "software.fused_moe is '2'"),
+        ("{software: fused_moe, runs: [{plan: {}, measured: {}}]}", "software is no mapping"),
     ],
 )
 def test_bad_runs_are_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -221,6 +245,8 @@ def test_the_file_round_trips(tmp_path: Path) -> None:
         ({"factors": {"gemm": 1e9}}, "gemm"),
         ({"factors": {"gem": 1.0}}, "did you mean 'gemm'"),
         ({"factors": {"gemm": 1.0}, "color": 3}, "color"),
+        ({"factors": {}, "software": {"fused": 1}}, "did you mean 'fused_moe'"),
+        ({"factors": {}, "software": {"fused_moe": 2}}, "fused_moe"),
     ],
 )
 def test_bad_calibrations_are_refused(document: dict[str, Any], message: str) -> None:

@@ -99,7 +99,7 @@ def estimate_legal(
     if not plans:
         return []
     architecture, machine = plans[0].architecture(), plans[0].gpu().machine(plans[0].hardware.gpus_per_node)
-    factors = calibration.factors if calibration is not None else None
+    factors = calibration.known if calibration is not None else None
     explanations = explain_all(architecture, machine, [plan.row() for plan in plans], factors, margin_gib)
     question = _Question(architecture, machine, calibration, margin_gib)
     found = [_told(question, plan, explanation) for plan, explanation in zip(plans, explanations, strict=True)]

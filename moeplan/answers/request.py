@@ -107,7 +107,7 @@ def build_request(
         storage=storage,
         study_name=study_name,
         top=top,
-        factors=calibration.factors if calibration is not None else None,
+        factors=calibration.known if calibration is not None else None,
         margin_gib=margin_gib,
         workers=workers,
         progress=progress,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from moeplan.calibration.document import FACTORS as FACTORS
+from moeplan.calibration.document import SOFTWARE as SOFTWARE
 from moeplan.calibration.document import Calibration as Calibration
 from moeplan.calibration.document import Errors as Errors
 from moeplan.calibration.document import MeasuredKernel as MeasuredKernel

@@ -27,6 +27,12 @@ FACTORS: Mapping[str, str] = {
 }
 """What each factor multiplies; the estimator's own figure is 1."""
 
+SOFTWARE: Mapping[str, str] = {
+    "fused_moe": "experts run by the fused path that Megatron has for MXFP8 on Blackwell since NeMo 26.06",
+    "compiled": "layers of a framework's own code run through torch.compile",
+}
+"""What software has and a plan cannot say, as a share: 0 nothing, 1 all of it."""
+
 Factor = Annotated[float, Field(gt=1 / MOST, lt=MOST, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
@@ -75,6 +81,8 @@ class Calibration(Part):
     precisions: tuple[str, ...]
     runs: int
     factors: dict[str, Factor]
+    software: dict[str, Share] = {}
+    """What the software has that a plan cannot say, as told with the runs."""
     spread: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] = {}
     """Relative standard deviation of each factor after the fit."""
     identified: dict[str, Share] = {}
@@ -92,6 +100,19 @@ class Calibration(Part):
             if name not in FACTORS:
                 raise ValueError(f"{name!r} is no factor; {nearest(name, FACTORS, ', '.join(FACTORS))}")
         return value
+
+    @field_validator("software")
+    @classmethod
+    def _known_software(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            if name not in SOFTWARE:
+                raise ValueError(f"{name!r} is unknown; {nearest(name, SOFTWARE, ', '.join(SOFTWARE))}")
+        return value
+
+    @property
+    def known(self) -> dict[str, float]:
+        """Everything that the estimator takes: the factors and what is known of the software."""
+        return {**self.factors, **self.software}
 
     def expected_error(self, quantity: str = "step_s") -> float | None:
         """The mean error to expect of a run that was not measured, as a share; None where nothing tells."""
@@ -139,5 +160,5 @@ def load_calibration(reference: str | os.PathLike[str] | Mapping[str, Any] | Cal
 
 
 def load_factors(reference: str | os.PathLike[str] | Mapping[str, Any] | Calibration) -> Mapping[str, float]:
-    """The factors of a calibration, by name (raises PlanError as :func:`load_calibration` does)."""
-    return load_calibration(reference).factors
+    """What a calibration tells the estimator, by name (raises PlanError as :func:`load_calibration` does)."""
+    return load_calibration(reference).known

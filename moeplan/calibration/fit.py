@@ -76,7 +76,7 @@ class Predictor:
     """Predicts runs for any factors, a table of runs at a time."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        """Group the runs by model and machine.
+        """Group the runs by model, machine and software.
 
         Raises:
             PlanError: A run names a model or a GPU that cannot be read.
@@ -85,7 +85,7 @@ class Predictor:
         self._groups: list[tuple[Sequence[int], Run]] = []
         groups: dict[str, list[int]] = {}
         for index, run in enumerate(self.runs):
-            key = repr((run.plan.model, run.plan.hardware.gpu, run.plan.gpus_per_node))
+            key = repr((run.plan.model, run.plan.hardware.gpu, run.plan.gpus_per_node, sorted(run.software.items())))
             groups.setdefault(key, []).append(index)
         self._groups = [(indices, self.runs[indices[0]]) for indices in groups.values()]
         self._tables = [Table.of_rows([self.runs[index].plan.row() for index in group]) for group, _ in self._groups]
@@ -101,7 +101,7 @@ class Predictor:
             rows = table if only is None else table.take(np.array([list(indices).index(only)]))
             machine = first.plan.gpu().machine(first.plan.gpus_per_node)
             try:
-                prices = price(first.plan.architecture(), machine, rows, factors)
+                prices = price(first.plan.architecture(), machine, rows, {**factors, **first.software})
             except PlanError as error:
                 raise PlanError(f"{first.name}: {error.where}", error.problem, error.remedy) from None
             found["step_s"][chosen] = prices.step_s
@@ -184,12 +184,19 @@ def fit(runs: Sequence[Run], made_by: str) -> FitResult:
         precisions=tuple(dict.fromkeys(run.plan.precision for run in used)),
         runs=len(used),
         factors=_rounded(np.exp(theta)),
+        software=_common_software(used),
         spread=_rounded(spread),
         identified=_rounded(identified),
         errors=errors,
         warnings=(*_warnings(runs, used, identified, covariance, theta), *_useless(errors)),
     )
     return FitResult(calibration, _run_errors(used, observed, before, residuals, left_out))
+
+
+def _common_software(runs: Sequence[Run]) -> dict[str, float]:
+    """What all runs say of their software."""
+    first = runs[0].software
+    return {name: share for name, share in first.items() if all(run.software.get(name) == share for run in runs)}
 
 
 def _factors(theta: Array) -> dict[str, float]:
@@ -329,6 +336,8 @@ def _warnings(
     names = list(dict.fromkeys(run.plan.gpu().machine().name for run in used))
     if len(names) > 1:
         found.append(f"the runs are on {', '.join(names)}: one set of factors for all; fit each GPU type by itself")
+    if any(run.software != used[0].software for run in used):
+        found.append("the runs are of different software: the file says of it only what they share")
     if len(used) < 3:
         found.append(f"{len(used)} run{'s' if len(used) > 1 else ''}: the leave-one-out error says little")
     return tuple(found)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moeplan.calibration.document import SOFTWARE
 from moeplan.errors import PlanError, nearest
 from moeplan.plan import Plan, load_plan
 
@@ -38,6 +39,7 @@ class Run:
         step_s: Measured seconds per step (from tokens per second and GPU where only that is given), or None.
         peak_allocated_gib: Measured, on the fullest rank, or None.
         peak_reserved_gib: Measured, on the fullest rank, or None.
+        software: What its software has that a plan cannot say (``document.SOFTWARE``), 0 to 1 by name.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Run:
     step_s: float | None
     peak_allocated_gib: float | None
     peak_reserved_gib: float | None
+    software: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:
@@ -55,8 +58,9 @@ class Run:
 def read_runs(path: str | os.PathLike[str]) -> list[Run]:
     """Read a file of runs: a list, or a mapping with a list under ``runs`` or ``cases``.
 
-    Each item is ``{plan, measured}`` and may have an ``id``; ``plan`` is a mapping, or the path of a plan file, looked
-    for beside the file of runs too.
+    Each item is ``{plan, measured}`` and may have an ``id`` and, as the file itself, ``software``: what a plan cannot
+    say of it, such as ``{fused_moe: true}``. ``plan`` is a mapping, or the path of a plan file, looked for beside the
+    file of runs too.
 
     Raises:
         PlanError: The file cannot be read, or an item is no run.
@@ -70,11 +74,29 @@ def read_runs(path: str | os.PathLike[str]) -> list[Run]:
         raise PlanError(where, "has no list of runs", "write a list of {plan, measured}, or one under 'runs'")
     if not items:
         raise PlanError(where, "has no runs", "write at least one {plan, measured}")
-    runs = [_run(item, f"{where}: run {position}", Path(where).parent) for position, item in enumerate(items, 1)]
+    common = _software(document, where) if isinstance(document, Mapping) else {}
+    runs = [
+        _run(item, f"{where}: run {position}", Path(where).parent, common) for position, item in enumerate(items, 1)
+    ]
     return _unique(runs)
 
 
-def _run(item: Any, where: str, folder: Path) -> Run:
+def _software(document: Mapping[str, Any], where: str) -> dict[str, float]:
+    """What a file or a run says of its software."""
+    told = document.get("software", {})
+    if not isinstance(told, Mapping):
+        raise PlanError(where, "software is no mapping", f"write {{{', '.join(SOFTWARE)}}} as true or false")
+    for name, share in told.items():
+        if name not in SOFTWARE:
+            raise PlanError(where, f"software has an unknown key {name!r}", nearest(str(name), SOFTWARE, "remove it"))
+        if not isinstance(share, bool | int | float) or not 0 <= share <= 1:
+            raise PlanError(
+                where, f"software.{name} is {str(share)[:40]!r}", "say true, false or a share between 0 and 1"
+            )
+    return {str(name): float(share) for name, share in told.items()}
+
+
+def _run(item: Any, where: str, folder: Path, software: Mapping[str, float]) -> Run:
     if not isinstance(item, Mapping):
         raise PlanError(where, "is no mapping", "write {plan: ..., measured: {step_s: ...}}")
     for key in ("plan", "measured"):
@@ -99,6 +121,7 @@ def _run(item: Any, where: str, folder: Path) -> Run:
         step_s=_step(measured, plan, where),
         peak_allocated_gib=_positive(measured, "peak_allocated_gib", where),
         peak_reserved_gib=_positive(measured, "peak_reserved_gib", where),
+        software={**software, **_software(item, where)},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from moeplan.calibration import FACTORS, Calibration
+from moeplan.calibration import FACTORS, SOFTWARE, Calibration
 from moeplan.calibration.fit import FitResult
 from moeplan.report.tables import heading, seconds, table
 
@@ -54,6 +54,8 @@ def show_factors(calibration: Calibration, console: Console) -> None:
             f"{100 * told:.0f} %" if told is not None else "-",
         )
     console.print(listing)
+    for name, share in calibration.software.items():
+        console.print(f"software, as told: {name} {share:g} ({SOFTWARE[name]})")
 
 
 def show_kernels(calibration: Calibration, console: Console) -> None:
