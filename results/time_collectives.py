@@ -33,7 +33,9 @@ def _latencies(item: dict[str, Any]) -> list[tuple[str, float, float]]:
         if library == "alltoall":
             seconds = links.all_to_all_s(span, tokens * copies * row)
         else:
-            seconds = links.dispatch_s(span, tokens, copies, row, library.lower(), DEEPSEEK)
+            seconds = links.dispatch_s(
+                span, tokens, copies, row, library.lower(), DEEPSEEK, combine=item["op"] == "combine"
+            )
         found.append((f"{item['op']} EP{item['ep']} {gpu} {library} (us)", float(measured), float(seconds[0]) * 1e6))
     return found
 
@@ -50,13 +52,13 @@ def _bandwidths(item: dict[str, Any]) -> list[tuple[str, float, float]]:
     limit = None if small else DEEPSEEK
     tokens, copies = np.array([4096.0]), np.array([8.0])
     row = np.array([(2048 if small else 7168) * ROW_BYTES])
-    seconds = links.dispatch_s(span, tokens, copies, row, library, limit)
+    seconds = [links.dispatch_s(span, tokens, copies, row, library, limit, combine) for combine in (False, True)]
     # The source counts a token once per destination: per rank inside a domain, per domain across.
     places = np.where(span.size > span.local, span.size / span.local, span.size)
     counted = tokens * row * reached(places, copies, limit)
-    predicted = float((counted / seconds)[0]) / 1e9
+    dispatched, combined = (float((counted / each)[0]) / 1e9 for each in seconds)
     name = f"{item['dispatcher']} EP{item['ep']} {item['dims'][:5]} {item['sms']} SMs"
     return [
-        (f"{name} dispatch (GB/s)", float(item["dispatch_bf16_GBps"]), predicted),
-        (f"{name} combine (GB/s)", float(item["combine_bf16_GBps"]), predicted),
+        (f"{name} dispatch (GB/s)", float(item["dispatch_bf16_GBps"]), dispatched),
+        (f"{name} combine (GB/s)", float(item["combine_bf16_GBps"]), combined),
     ]

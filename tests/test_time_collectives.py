@@ -37,7 +37,8 @@ def test_measured_exchanges_of_deepseek_v3() -> None:
             if library == "alltoall":
                 seconds = network.all_to_all_s(span, tokens * copies * row)
             else:
-                seconds = network.dispatch_s(span, tokens, copies, row, library.lower(), DEEPSEEK)
+                back = case["op"] == "combine"
+                seconds = network.dispatch_s(span, tokens, copies, row, library.lower(), DEEPSEEK, back)
             errors.append(abs(float(seconds[0]) * 1e6 / microseconds - 1))
     assert len(errors) == 32
     assert np.mean(errors) < 0.12

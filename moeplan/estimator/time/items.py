@@ -132,11 +132,13 @@ class Pricer:
             backward: The same in backward, which launches half as many kernels again.
         """
         data = coefficients()["eager_experts"]
-        pace = self.eager_experts() * self.host_pace() * 1e-6
+        pace = self.host_pace() * 1e-6
         quantizing = of_levels(self.table, "precision", lambda name: _CASTS.get(precision(name).compute, 0.0))
         launch = data["expert_us"] * local_experts * (1.0 + quantizing) * pace
-        trip = data["wait_us"] * pace
-        return trip + rounded_max(forward, launch) - forward, trip + rounded_max(backward, 1.5 * launch) - backward
+        trip, eager = data["wait_us"] * pace, self.eager_experts()
+        first = trip + rounded_max(forward, launch) - forward
+        second = trip + rounded_max(backward, 1.5 * launch) - backward
+        return eager * first, eager * second
 
     def _gemm(self, item: Gemm) -> tuple[Array, Array, Array]:
         m, n, k, groups = item.tokens, item.outputs, item.inputs, item.groups
