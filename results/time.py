@@ -59,7 +59,8 @@ def main() -> None:
     unseen = cross_validate(prior, cases, solution_of(prior, coefficients))
     coefficients["uncertainty"] = ranges(cases, unseen, untold / _measured(cases) - 1)
     COEFFICIENTS.write_text(json.dumps(coefficients, indent=2) + "\n", encoding="utf-8")
-    lines = list(report(cases, predicted, untold, unseen, operators, prior, coefficients))
+    with trying(coefficients):
+        lines = list(report(cases, predicted, untold, unseen, operators, prior, coefficients))
     (HERE / "time.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
