@@ -55,7 +55,7 @@ def _numbers() -> list[Number]:
         Number(("power", "exponent", "default"), 0.3),
         Number(("power", "exponent", "blackwell"), 0.15),
         Number(("power", "burst"), 0.1),
-        Number(("power", "superchip"), 0.02),
+        Number(("power", "superchip"), 0.01),
         Number(("power", "superchip_bf16"), 0.2),
         *(Number(("eager_framework", "attention", since), 0.2) for since in ("before_hopper", "since_hopper")),
         Number(("eager_framework", "passes"), 0.4),
