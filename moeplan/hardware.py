@@ -158,7 +158,7 @@ class GPU(Document):
             nvlink_domain=domain,
             nvlink_gb_per_s=self.nvlink_gb_per_s if domain > 1 else 0.0,
             pcie_gb_per_s=self.pcie_gb_per_s,
-            host_gb_per_s=self.host_gb_per_s or self.pcie_gb_per_s,
+            host_gb_per_s=self.host_gb_per_s or 0.0,
             nic_gb_per_s=self.nic_gb_per_s,
             gpus_per_node=per_node,
             usd_per_hour=(price.low + price.high) / 2 if price is not None else math.nan,

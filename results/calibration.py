@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import time_cases
+
 from moeplan.calibration.document import FACTORS, Calibration
 from moeplan.calibration.fit import fit
 from moeplan.calibration.runs import Run, read_runs
@@ -26,8 +28,8 @@ def groups() -> dict[str, list[Run]]:
     for run in read_runs(REFERENCE / "throughput_published.json"):
         if run.measured:
             gpu = run.plan.gpu().machine().name
-            # The fused path of experts came with NeMo 26.06; a run's name gives its release.
-            told = replace(run, software={"fused_moe": float(run.name.split("/")[1] >= "26.06")})
+            # A run's name gives its release.
+            told = replace(run, software=time_cases.software_of(run.name.split("/")[1]))
             found[f"{gpu}, {run.plan.precision}, releases mixed (throughput_published.json)"].append(told)
     return {name: runs for name, runs in found.items() if len(runs) >= _LEAST}
 

@@ -59,14 +59,18 @@ class Case:
 
     @property
     def factors(self) -> dict[str, float]:
-        """What the run's software has: the fused path of experts came with NeMo 26.06 (see ``Pricer.fused``)."""
-        found = {"fused_moe": float(self.release >= "26.06")} if self.release else {}
-        return {**found, **self.software}
+        """What the run's software has (see ``Pricer.fused`` and ``Pricer.unfused``)."""
+        return {**software_of(self.release), **self.software}
 
     def tokens_per_s_per_gpu(self, step_s: float) -> float:
         """Throughput at a step time."""
         row = self.row
         return float(row["global_batch_size"] * row["sequence_length"] / row["gpus"] / step_s)
+
+
+def software_of(release: str) -> dict[str, float]:
+    """What a release of NeMo's container has: the fused path of experts came with 26.06; nothing without a release."""
+    return {"fused_moe": float(release >= "26.06")} if release else {}
 
 
 def _same(architecture: Architecture, seen: dict[Any, Architecture] = {}) -> Architecture:  # noqa: B006

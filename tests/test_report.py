@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.models import SMALL_MIXTRAL
 
 import moeplan
 from moeplan.answers.sizing import calculate
@@ -19,23 +20,7 @@ from moeplan.report.sizing import show_sizing
 from moeplan.report.strategies import show_comparison, show_max_batch
 from moeplan.report.tables import count, money, seconds
 
-MODEL = {
-    "model_type": "mixtral",
-    "architectures": ["MixtralForCausalLM"],
-    "hidden_size": 1024,
-    "intermediate_size": 3584,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "vocab_size": 32000,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-}
-QUESTION: dict[str, Any] = {"model": MODEL, "gpu": "h100", "gpus": 16}
+QUESTION: dict[str, Any] = {"model": SMALL_MIXTRAL, "gpu": "h100", "gpus": 16}
 
 
 def shown(show: Any, document: Any, *more: Any, width: int = 180) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from support.models import SMALL_MIXTRAL
 
 import moeplan
 from moeplan.answers.described import docstrings, nested_models
@@ -37,24 +38,8 @@ SEARCH = json.loads(
  "study": {"name": "", "storage": "", "trials": 0, "sampler": "", "seed": 0}}
 """
 )
-MODEL = {
-    "model_type": "mixtral",
-    "architectures": ["MixtralForCausalLM"],
-    "hidden_size": 1024,
-    "intermediate_size": 3584,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "vocab_size": 32000,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-}
 PLAN: dict[str, Any] = {
-    "model": MODEL,
+    "model": SMALL_MIXTRAL,
     "hardware": {"gpu": "h100", "gpus": 16},
     "parallel": {"tp": 2, "pp": 2, "ep": 4},
 }
@@ -88,7 +73,7 @@ def estimate() -> Estimate:
 
 @pytest.fixture(scope="module")
 def found() -> SearchDocument:
-    return moeplan.search(model=MODEL, gpu="h100", gpus=16, space="quick", top=4)
+    return moeplan.search(model=SMALL_MIXTRAL, gpu="h100", gpus=16, space="quick", top=4)
 
 
 def test_an_estimate_has_every_published_key(estimate: Estimate) -> None:

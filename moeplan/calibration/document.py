@@ -37,6 +37,14 @@ Factor = Annotated[float, Field(gt=1 / MOST, lt=MOST, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
+def _among(value: dict[str, float], names: Mapping[str, str], problem: str) -> dict[str, float]:
+    """A mapping whose keys are all among ``names``; raises ValueError, with the nearest, where one is not."""
+    for name in value:
+        if name not in names:
+            raise ValueError(f"{name!r} {problem}; {nearest(name, names, ', '.join(names))}")
+    return value
+
+
 class Part(BaseModel):
     """A part of the document: frozen, unknown keys refused."""
 
@@ -95,19 +103,13 @@ class Calibration(Part):
 
     @field_validator("factors", "spread", "identified")
     @classmethod
-    def _known(cls, value: dict[str, float]) -> dict[str, float]:
-        for name in value:
-            if name not in FACTORS:
-                raise ValueError(f"{name!r} is no factor; {nearest(name, FACTORS, ', '.join(FACTORS))}")
-        return value
+    def _known_factors(cls, value: dict[str, float]) -> dict[str, float]:
+        return _among(value, FACTORS, "is no factor")
 
     @field_validator("software")
     @classmethod
     def _known_software(cls, value: dict[str, float]) -> dict[str, float]:
-        for name in value:
-            if name not in SOFTWARE:
-                raise ValueError(f"{name!r} is unknown; {nearest(name, SOFTWARE, ', '.join(SOFTWARE))}")
-        return value
+        return _among(value, SOFTWARE, "is unknown")
 
     @property
     def known(self) -> dict[str, float]:

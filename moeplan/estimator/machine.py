@@ -22,7 +22,7 @@ class Machine:
         nvlink_domain: GPUs that the fast link connects (8, 72; 1 for none).
         nvlink_gb_per_s: Fast link, per GPU and direction; 0 for none.
         pcie_gb_per_s: PCIe, per GPU and direction.
-        host_gb_per_s: Link to the host's memory, per GPU and direction: PCIe, or NVLink-C2C of a superchip.
+        host_gb_per_s: Link to the host's memory, per GPU and direction, where it is not PCIe (NVLink-C2C); else 0.
         nic_gb_per_s: Network, per GPU and direction.
         gpus_per_node: GPUs in one host.
         usd_per_hour: Rental price of one GPU, middle of the catalog's range; NaN when unknown.
@@ -44,3 +44,8 @@ class Machine:
     usd_per_hour: float
     host_gb_per_s: float = 0.0
     board_watts: float = math.nan
+
+    @property
+    def superchip(self) -> bool:
+        """Whether GPUs share a module with an Arm host, as in racks of 72 (whose NVLink reaches beyond a node's 8)."""
+        return self.nvlink_domain > 8

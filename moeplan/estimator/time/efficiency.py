@@ -73,13 +73,9 @@ class Kernels:
         # Block scaling runs on the same tensor cores at the same rate: MXFP8 differs in what quantization costs.
         kind = "fp8" if kind == "mxfp8" and kind not in fitted else kind
         # 16-bit products of racks beat those of the B200 that the share was measured on by more than power explains.
-        wide = coefficients()["power"]["superchip_bf16"] if kind in ("bf16", "fp16") and self._superchip else 1.0
+        wide = coefficients()["power"]["superchip_bf16"] if kind in ("bf16", "fp16") and self.machine.superchip else 1.0
         # A GPU with power to spare for its arithmetic (H20) reaches its peak's limit, not more.
         return min(float(fitted.get(kind, fitted["bf16"])) * self.power() * wide, _MOST_SUSTAINED)
-
-    @property
-    def _superchip(self) -> bool:
-        return self.machine.nvlink_domain > 8
 
     def power(self) -> float:
         """Sustained share of the peak over that of the GPU that the share was fitted on.
@@ -97,7 +93,7 @@ class Kernels:
         watts = (self.machine.board_watts / reference["watts"] / units) ** exponent
         clocks = self.peak("bf16") / (reference["tflops"] * 1e12) / units
         # Superchips share their power budget with the host processor beside them.
-        shared = float(data["superchip"]) if self._superchip else 1.0
+        shared = float(data["superchip"]) if self.machine.superchip else 1.0
         return shared * float(watts / clocks)
 
     def gemm_s(

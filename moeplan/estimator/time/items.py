@@ -86,7 +86,7 @@ class Pricer:
         """
         return np.asarray(
             (self.machine.generation == "blackwell")
-            * _level(self.table, "precision", "mxfp8")
+            * self.table.equals("precision", "mxfp8")
             * self.shard.value("dispatcher.hybridep")
             * self.shard.value("cuda_graphs")
         )
@@ -116,8 +116,7 @@ class Pricer:
 
     def host_pace(self) -> float:
         """Host time over that of an x86 host: the Arm host of superchips (racks of 72) launches more slowly."""
-        arm = self.machine.nvlink_domain > 8
-        slow = float(coefficients()["host"]["arm"]) if arm else 1.0
+        slow = float(coefficients()["host"]["arm"]) if self.machine.superchip else 1.0
         return slow * float(self.kernels.factors.get("host_overhead", 1.0))
 
     def waits_s(self, local_experts: Array, forward: Array, backward: Array) -> tuple[Array, Array]:
@@ -148,7 +147,7 @@ class Pricer:
             self.shard.value("gemm_input_bytes", 2.0) if item.quantized else self.shard.value("activation_bytes", 2.0)
         )
         wide = self.shard.value("activation_bytes", 2.0)
-        gradient = np.where(_level(self.table, "gradient_dtype", "fp32"), 8.0, 4.0)
+        gradient = np.where(self.table.equals("gradient_dtype", "fp32"), 8.0, 4.0)
         forward, backward, weight = (np.zeros(self.table.rows) for _ in range(3))
         for code, name in enumerate(column.levels):
             kind = name if item.quantized or not precision(name).low else "bf16"
@@ -265,8 +264,3 @@ def rounded_max(device: Array, host: Array) -> Array:
     square_d, square_h = (device / slow) ** 2, (host / slow) ** 2
     norm = slow * np.cbrt(np.sqrt(square_d * square_d * square_d + square_h * square_h * square_h))
     return np.asarray(np.maximum(norm, device))
-
-
-def _level(table: Table, name: str, value: object) -> Array:
-    column = table.columns[name]
-    return np.take(np.array([level == value for level in column.levels]), column.codes)
